@@ -1,0 +1,88 @@
+"""The values that everything else passes around: planned stages, cells, plans, and how each stands.
+
+A cell is one row of a study with one seed; its first stage trains (or stands in for training) and
+the others evaluate what the first one exported. A stage's digest is its identity: two cells that
+need the same stage hold equal digests, and the ledger knows the stage by that digest alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ablation.protocol import Kind
+
+__all__ = [
+    "Begun",
+    "Cell",
+    "Failed",
+    "Finished",
+    "Outcome",
+    "PlannedStage",
+    "Standing",
+    "Waiting",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """One unit of work: what determines its result, and the digest of just that."""
+
+    name: str
+    kind: Kind
+    digest: str
+    config: Any
+    seed: int
+    data: str | None
+    """Fingerprint of the data set, None where the stage takes its parent's."""
+    parent: str | None
+    """Digest of the stage whose export this one starts from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One row with one seed; `reference` marks the yardsticks below the rows."""
+
+    row: str
+    seed: int
+    stages: tuple[PlannedStage, ...]
+    reference: bool = False
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"{self.row}, seed {self.seed}"
+
+    def __iter__(self) -> Iterator[PlannedStage]:
+        return iter(self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A stage that ended well, for good."""
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A stage that ended badly: the error in words, and the traceback for whoever looks deeper."""
+
+    error: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A stage with work committed through `step` of `total`, not ended."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A stage of which nothing is committed."""
+
+
+Outcome: TypeAlias = Finished | Failed
+Standing: TypeAlias = Finished | Failed | Begun | Waiting

@@ -1,0 +1,117 @@
+"""The seam: what the platform asks of a trainer, and nothing about how a trainer is made.
+
+A trainer is found by its entry point (group `ablation.trainers`). Its objects are looked at
+structurally, so a trainer never imports the platform. Asking a trainer for its name, its
+configuration types or its presets must stay cheap: no model code is loaded before `Stage.run`.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+__all__ = ["Direction", "Kind", "Place", "Progress", "Result", "Stage", "Trainer"]
+
+Direction: TypeAlias = Literal["higher", "lower"]
+"""Which way a metric is better."""
+
+Kind: TypeAlias = Literal["train", "reference", "evaluate"]
+"""What a stage is: the training itself, a yardstick that stands in for it, or a measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and how fast a stage runs: never part of an identity.
+
+    `data` says where data sets lie (name to path), `threads` is the number of compute threads
+    of one worker, `loaders` the number of loader processes of one worker (0: none).
+    """
+
+    data: Mapping[str, Path] = field(default_factory=dict)
+    threads: int = 1
+    loaders: int = 0
+
+
+class Progress(Protocol):
+    """One step done: `step` of `total`, its metrics (empty at most steps), and how to save it.
+
+    `save(folder)` writes all that is needed to go on after this step into an empty folder. Every
+    worker holds the same state, so one of them saves for all.
+    """
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def save(self) -> Callable[[Path], None]: ...
+
+
+class Result(Protocol):
+    """How a stage ends: its final metrics, and `export(folder)`, which writes what outlives it.
+
+    What a train or reference stage exports is the `inputs` of the evaluations after it.
+    """
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def export(self) -> Callable[[Path], None]: ...
+
+
+class Stage(Protocol):
+    """One kind of work: its configuration type (a frozen dataclass) and a generator that does it.
+
+    `run` yields after every step and returns its result, or None where `should_stop` ended it.
+    `resume` is a folder that an earlier `save` wrote, `inputs` what the parent stage exported.
+    """
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def config_type(self) -> type[Any]: ...
+    def run(
+        self,
+        config: Any,
+        /,
+        *,
+        seed: int,
+        place: Place,
+        inputs: Path | None,
+        resume: Path | None,
+        should_stop: Callable[[], bool],
+    ) -> Generator[Progress, None, Result | None]: ...
+
+
+class Trainer(Protocol):
+    """A method that can be ablated. `result_version` rises when the same study means new numbers."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def result_version(self) -> int: ...
+    def stages(self) -> Mapping[str, Stage]:
+        """Stages by name; exactly one is of kind `train`."""
+        ...
+
+    def presets(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """Named configurations: preset to stage to nested settings that differ from the defaults."""
+        ...
+
+    def metrics(self) -> Mapping[str, Direction]:
+        """Metric names that tables may use, as `stage/metric`, each with its better direction."""
+        ...
+
+    def fingerprint(self, config: Any, data: Mapping[str, Path], /) -> str | None:
+        """Digest of the data set that a stage configuration reads; None where it names none.
+
+        Raises LookupError or ValueError, with a sentence for people, where the data set is
+        unknown, absent or unreadable.
+        """
+        ...
+
+    def check(self, config: Any, workers: int, /) -> str | None:
+        """Why a valid configuration cannot run on so many workers; None where it can."""
+        ...

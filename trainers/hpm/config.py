@@ -1,0 +1,307 @@
+"""Every setting of the method: frozen dataclasses, their defaults, and the rules between fields.
+
+The defaults are the official scripts' (ViT-B/16, 200 epochs). A field here is science: it changes
+what is computed, so it is part of a run's identity. Where and how fast a run goes is not here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "ConfigError",
+    "Data",
+    "Decoder",
+    "Ema",
+    "Encoder",
+    "Knn",
+    "Linear",
+    "Mask",
+    "Optim",
+    "Pixels",
+    "Predictor",
+    "Pretrain",
+    "Random",
+    "Target",
+]
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be; `problems` pairs each dotted path with what must hold there."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{path} {sentence}" for path, sentence in problems))
+
+
+def _require(*rules: tuple[bool, str, str]) -> None:
+    """Raise one ConfigError for all rules (holds, path, sentence) that do not hold."""
+    if problems := [(path, sentence) for holds, path, sentence in rules if not holds]:
+        raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Which images, and how a training view is drawn from one (official: crop 0.2 to 1, flip)."""
+
+    name: str = "imagenet"
+    image_size: int = 224
+    min_crop: float = 0.2
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.image_size >= 1, "image_size", f"must be at least 1, got {self.image_size}."),
+            (0 < self.min_crop <= 1, "min_crop", f"must be in (0, 1], got {self.min_crop:g}."),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """A plain vision transformer."""
+
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(
+            *_positive(self, "patch_size", "width", "depth", "heads"),
+            (self.mlp_ratio > 0, "mlp_ratio", f"must be above 0, got {self.mlp_ratio:g}."),
+            *_attention(self.width, self.heads),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The reconstructor's blocks; the loss predictor has as many of its own."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+    def __post_init__(self) -> None:
+        _require(*_positive(self, "width", "depth", "heads"), *_attention(self.width, self.heads))
+
+
+def _positive(config: object, *names: str) -> list[tuple[bool, str, str]]:
+    values = {name: getattr(config, name) for name in names}
+    return [(v >= 1, name, f"must be at least 1, got {v}.") for name, v in values.items()]
+
+
+def _attention(width: int, heads: int) -> list[tuple[bool, str, str]]:
+    if width < 1 or heads < 1:
+        return []
+    return [
+        (width % heads == 0, "width", f"must be divisible by heads={heads}, got {width}."),
+        (width % 4 == 0, "width", f"must be divisible by 4 (sin-cos positions), got {width}."),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """What is hidden: `ratio` of the patches, of which `hard_share` by predicted loss.
+
+    `hard_share` is constant, or [first, last] and linear over the epochs in between (official:
+    [0, 0.5], easy-to-hard). `prefer` picks the hardest patches or, as a control, the easiest.
+    """
+
+    ratio: float = 0.75
+    hard_share: float | tuple[float, float] = (0.0, 0.5)
+    prefer: Literal["hard", "easy"] = "hard"
+
+    @property
+    def hard_range(self) -> tuple[float, float]:
+        """First and last hard share."""
+        share = self.hard_share
+        return share if isinstance(share, tuple) else (share, share)
+
+    def __post_init__(self) -> None:
+        shares = ", ".join(f"{share:g}" for share in dict.fromkeys(self.hard_range))
+        _require(
+            (0 < self.ratio < 1, "ratio", f"must be in (0, 1), got {self.ratio:g}."),
+            (
+                all(0 <= share <= 1 for share in self.hard_range),
+                "hard_share",
+                f"must be a number in [0, 1] or two of them, [first, last], got {shares}.",
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is reconstructed: raw pixels, or pixels normalised within each patch."""
+
+    kind: Literal["pixels", "normalized-pixels"] = "pixels"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """How the loss predictor is trained: on pairs (BCE), on values (MSE), or not there (MAE)."""
+
+    objective: Literal["relative", "absolute", "none"] = "relative"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ema:
+    """The teacher's momentum: linear from `start` to `end` over `ramp_epochs`, then constant."""
+
+    start: float = 0.999
+    end: float = 0.9999
+    ramp_epochs: float = 100.0
+
+    def __post_init__(self) -> None:
+        _require(
+            (0 <= self.start <= 1, "start", f"must be in [0, 1], got {self.start:g}."),
+            (0 <= self.end <= 1, "end", f"must be in [0, 1], got {self.end:g}."),
+            (self.ramp_epochs >= 0, "ramp_epochs", f"must be 0 or more, got {self.ramp_epochs:g}."),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optim:
+    """AdamW; lr = base_lr * batch_size / 256. `batch_size` is global: images per optimizer step.
+
+    `accumulate` splits a batch into so many passes; `clip_norm` null means no clipping.
+    """
+
+    base_lr: float = 1.5e-4
+    batch_size: int = 2048
+    accumulate: int = 1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_epochs: float = 40.0
+    clip_norm: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        size, parts, clip = self.batch_size, self.accumulate, self.clip_norm
+        _require(
+            *_positive(self, "batch_size", "accumulate"),
+            (
+                parts < 1 or size % parts == 0,
+                "batch_size",
+                f"must be divisible by accumulate={parts}, got {size}.",
+            ),
+            (self.base_lr > 0, "base_lr", f"must be above 0, got {self.base_lr:g}."),
+            (self.weight_decay >= 0, "weight_decay", f"must be 0 or more, got {self.weight_decay:g}."),
+            (all(0 <= b < 1 for b in self.betas), "betas", f"must be in [0, 1), got {self.betas}."),
+            (self.warmup_epochs >= 0, "warmup_epochs", f"must be 0 or more, got {self.warmup_epochs:g}."),
+            (clip is None or clip > 0, "clip_norm", f"must be above 0 or null, got {clip}."),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrain:
+    """One pretraining run."""
+
+    data: Data = field(default_factory=Data)
+    encoder: Encoder = field(default_factory=Encoder)
+    decoder: Decoder = field(default_factory=Decoder)
+    mask: Mask = field(default_factory=Mask)
+    target: Target = field(default_factory=Target)
+    predictor: Predictor = field(default_factory=Predictor)
+    ema: Ema = field(default_factory=Ema)
+    optim: Optim = field(default_factory=Optim)
+    epochs: int = 200
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image."""
+        return (self.data.image_size // self.encoder.patch_size) ** 2
+
+    @property
+    def num_masked(self) -> int:
+        """Hidden patches of one image (official: all but the floor of what stays visible)."""
+        return self.num_patches - int(self.num_patches * (1 - self.mask.ratio))
+
+    def __post_init__(self) -> None:
+        size, patch = self.data.image_size, self.encoder.patch_size
+        hidden, patches = self.num_masked, self.num_patches
+        _require(
+            (self.epochs >= 1, "epochs", f"must be at least 1, got {self.epochs}."),
+            (size % patch == 0, "data.image_size", f"must be divisible by encoder.patch_size={patch}, got {size}."),
+            (
+                size % patch != 0 or 0 < hidden < patches,
+                "mask.ratio",
+                f"must hide at least one patch of {patches} and leave one visible, got {self.mask.ratio:g}.",
+            ),
+            (
+                self.predictor.objective != "none" or max(self.mask.hard_range) == 0,
+                "mask.hard_share",
+                f"must be 0 without a loss predictor (predictor.objective: none), got {self.mask.hard_share}.",
+            ),
+            (
+                self.optim.warmup_epochs <= self.epochs,
+                "optim.warmup_epochs",
+                f"must not exceed epochs={self.epochs}, got {self.optim.warmup_epochs:g}.",
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random:
+    """The yardstick below training: an encoder as it was initialised."""
+
+    data: Data = field(default_factory=Data)
+    encoder: Encoder = field(default_factory=Encoder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """The yardstick below any encoder: the image itself as the feature vector."""
+
+    data: Data = field(default_factory=Data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knn:
+    """k-NN on frozen features: cosine, DINO's weighted vote. `report_k` gives `top1` and `top5`.
+
+    `data` null means the data set that the encoder was trained on.
+    """
+
+    data: Data | None = None
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    report_k: int = 20
+    temperature: float = 0.07
+    pool: Literal["cls", "mean"] = "cls"
+
+    def __post_init__(self) -> None:
+        _require(
+            (len(self.k) > 0 and all(k >= 1 for k in self.k), "k", f"must be numbers of at least 1, got {self.k}."),
+            (self.report_k in self.k, "report_k", f"must be one of k={self.k}, got {self.report_k}."),
+            (self.temperature > 0, "temperature", f"must be above 0, got {self.temperature:g}."),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """Linear probe of a frozen encoder; lr = base_lr * batch_size / 256 (official recipe).
+
+    Without `augment` the features are computed once, which is far cheaper and a little weaker.
+    """
+
+    data: Data | None = None
+    epochs: int = 100
+    warmup_epochs: float = 10.0
+    base_lr: float = 1e-3
+    batch_size: int = 2048
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    augment: bool = True
+    pool: Literal["cls", "mean"] = "cls"
+
+    def __post_init__(self) -> None:
+        _require(
+            *_positive(self, "epochs", "batch_size"),
+            (self.base_lr > 0, "base_lr", f"must be above 0, got {self.base_lr:g}."),
+            (0 <= self.momentum < 1, "momentum", f"must be in [0, 1), got {self.momentum:g}."),
+            (self.weight_decay >= 0, "weight_decay", f"must be 0 or more, got {self.weight_decay:g}."),
+            (
+                0 <= self.warmup_epochs <= self.epochs,
+                "warmup_epochs",
+                f"must be in [0, epochs={self.epochs}], got {self.warmup_epochs:g}.",
+            ),
+        )
