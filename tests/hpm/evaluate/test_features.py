@@ -1,0 +1,48 @@
+import torch
+
+from hpm.data.loading import evaluation_batches
+from hpm.data.source import open_source
+from hpm.evaluate.features import BATCH, Features, load_frozen
+from hpm.weights import load_encoder
+
+
+def extract(export, place, split="train", pool="cls"):
+    encoder = load_frozen(export, data=None, pool=pool)
+    features = Features(open_source("colours", split, place.data), encoder.width)
+    for _ in features.fill(encoder, loaders=place.loaders):
+        pass
+    return features
+
+
+def first_images(place, count):
+    source = open_source("colours", "train", place.data)
+    return next(evaluation_batches(source, 16, batch_size=count)).images
+
+
+def test_features__cls_and_mean_are_the_normalised_tokens(encoder, place):
+    vit, _ = load_encoder(encoder)
+    with torch.no_grad():
+        tokens = vit(first_images(place, BATCH))
+    for pool, expected in (("cls", tokens[:, 0]), ("mean", tokens[:, 1:].mean(dim=1))):
+        assert torch.equal(extract(encoder, place, pool=pool).rows_ND[:BATCH], expected)
+
+
+def test_features__pixels_are_the_evaluation_view(pixels, place):
+    images = first_images(place, 300)
+    assert torch.equal(extract(pixels, place).rows_ND, images.flatten(1))
+
+
+def test_features__cover_all_images_in_order(encoder, place):
+    for split, count in (("train", 300), ("val", 142)):
+        features = extract(encoder, place, split)
+        assert features.filled == count
+        assert features.labels_N.tolist() == sorted(index % 6 for index in range(count))
+
+
+def test_features__can_be_trained_on(encoder, place):
+    frozen = load_frozen(encoder, data=None, pool="cls")
+    rows = frozen.encode(first_images(place, 4))
+    assert not rows.requires_grad
+    layer = torch.nn.Linear(frozen.width, 1)
+    layer(rows).sum().backward()
+    assert layer.weight.grad is not None

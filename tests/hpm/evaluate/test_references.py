@@ -1,0 +1,32 @@
+import torch
+
+from hpm.config import Pixels, Pretrain
+from hpm.evaluate.references import run_pixels, run_random
+from hpm.learner import build_student
+from hpm.weights import load_encoder
+
+
+def test_random__is_the_encoder_that_pretraining_starts_from(drain, stage, settings, tmp_path):
+    done = drain(stage(run_random, settings, None, seed=3))
+    assert [(progress.step, progress.total) for progress in done.steps] == [(1, 1)]
+    done.result.export(tmp_path)
+    encoder, description = load_encoder(tmp_path)
+    start = build_student(Pretrain(data=settings.data, encoder=settings.encoder), 3).encoder
+    torch.testing.assert_close(encoder.state_dict(), start.state_dict(), rtol=0, atol=0)
+    assert (description.data, description.encoder) == (settings.data, settings.encoder)
+
+
+def test_random__needs_nothing_to_resume(drain, stage, settings, tmp_path):
+    (tmp_path / "save").mkdir()
+    drain(stage(run_random, settings, None), save_at=1, folder=tmp_path / "save")
+    for name, resume in (("first", None), ("second", tmp_path / "save")):
+        (tmp_path / name).mkdir()
+        drain(stage(run_random, settings, None, resume=resume)).result.export(tmp_path / name)
+    first, second = (load_encoder(tmp_path / name)[0].state_dict() for name in ("first", "second"))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_references__stop_when_told(drain, stage, settings):
+    for run, config in ((run_random, settings), (run_pixels, Pixels(data=settings.data))):
+        done = drain(stage(run, config, None, should_stop=lambda: True))
+        assert (done.steps, done.result) == ([], None)

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+
+from hpm.config import Mask, Optim, Pretrain
+from hpm.schedules import (
+    at_step,
+    ema_momentum,
+    hard_share,
+    learning_rate,
+    num_hard,
+    peak_learning_rate,
+)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "count"), [(0, 0), (1, 0), (2, 1), (49, 18), (99, 36), (149, 55), (199, 73)]
+)
+def test_num_hard__is_the_official_count_at_200_epochs(epoch: int, count: int) -> None:
+    assert num_hard(147, hard_share(epoch, first=0.0, last=0.5, epochs=200)) == count
+
+
+def test_num_hard__begins_at_epoch_10_of_800() -> None:
+    counts = [num_hard(147, hard_share(e, first=0.0, last=0.5, epochs=800)) for e in range(800)]
+    assert counts.index(1) == 10
+    assert [counts[e] for e in (199, 399, 599, 799)] == [18, 36, 55, 73]
+
+
+def test_hard_share__covers_constant_and_hard_to_easy() -> None:
+    assert {hard_share(e, first=0.3, last=0.3, epochs=7) for e in range(7)} == {0.3}
+    assert hard_share(6, first=0.5, last=0.0, epochs=7) == 0.0
+
+
+def test_learning_rate__warms_up_and_ends_at_0() -> None:
+    def at(epoch: float) -> float:
+        return learning_rate(epoch, peak=1.2e-3, warmup_epochs=40, epochs=200)
+
+    assert at(0) == 0.0
+    assert at(20) == pytest.approx(6e-4)
+    assert at(40) == 1.2e-3
+    assert at(120) == pytest.approx(6e-4)
+    assert at(200) == 0.0
+    assert at(199.9) > 0.0
+
+
+def test_learning_rate__may_warm_up_to_the_very_end() -> None:
+    assert learning_rate(5, peak=1.0, warmup_epochs=5, epochs=5) == 0.0
+    assert learning_rate(0, peak=1.0, warmup_epochs=0, epochs=5) == 1.0
+
+
+def test_peak_learning_rate__follows_the_global_batch() -> None:
+    assert peak_learning_rate(Optim()) == pytest.approx(1.2e-3)
+
+
+def test_ema_momentum__ramps_and_then_stays() -> None:
+    def at(epoch: int) -> float:
+        return ema_momentum(epoch, start=0.999, end=0.9999, ramp_epochs=100)
+
+    assert at(0) == 0.999
+    assert at(50) == pytest.approx(0.99945)
+    assert at(100) == at(700) == 0.9999
+    assert ema_momentum(0, start=0.9, end=0.99, ramp_epochs=0) == 0.99
+
+
+def test_at_step__moves_the_learning_rate_by_step_and_the_rest_by_epoch() -> None:
+    config = Pretrain()
+    first, second = (at_step(config, 10 * 120 + i, epoch_steps=10) for i in (0, 9))
+    assert second.learning_rate < first.learning_rate
+    assert first[1:] == second[1:]
+    assert first.num_hard == 44
+    assert first.momentum == 0.9999
+
+
+def test_at_step__has_no_hard_patches_where_the_share_is_0() -> None:
+    config = replace(Pretrain(), mask=Mask(hard_share=0.0))
+    assert {at_step(config, s, epoch_steps=1).num_hard for s in range(200)} == {0}

@@ -1,0 +1,1 @@
+"""FashionScenes, the embedded data set: garments on photographs, rendered when first asked for."""

@@ -1,0 +1,147 @@
+"""Where a data set lies and how it is laid out there, found from names and folders alone."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from hpm.data.errors import DataError
+
+__all__ = [
+    "EMBEDDED",
+    "Embedded",
+    "Folders",
+    "ImageFile",
+    "Layout",
+    "Tables",
+    "image_files",
+    "locate",
+]
+
+EMBEDDED = "fashion-scenes"
+"""The data set that comes with the package."""
+
+_VALIDATION = ("val", "valid", "validation", "test")
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """FashionScenes: no files to look for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """ImageNet's layout: a folder a split, in it a folder a class."""
+
+    train: Path
+    val: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """Parquet files of each split, in the order of their names."""
+
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+
+
+Layout: TypeAlias = Embedded | Folders | Tables
+
+
+class ImageFile(NamedTuple):
+    """One image of a split: its class, its path below the split's folder, its size in bytes."""
+
+    class_name: str
+    path: str
+    num_bytes: int
+
+
+def locate(name: str, roots: Mapping[str, Path]) -> Layout:
+    """What `name` stands for; `roots` gives a folder for every data set that is not built in.
+
+    A folder holds either `train/` and `val/` (or `valid/`, `validation/`, `test/`: the first that
+    exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`.
+
+    Raises:
+        DataError: the name is unknown, its folder absent, or laid out otherwise.
+    """
+    if name == EMBEDDED:
+        if name in roots:
+            raise DataError(
+                f"Data set {EMBEDDED!r} is built in and lies in no folder, got {roots[name]}; "
+                "give the data set in that folder another name."
+            )
+        return Embedded()
+    if name not in roots:
+        raise DataError(_unknown(name, roots))
+    root = roots[name]
+    if not root.is_dir():
+        raise DataError(f"Data set {name!r} must lie in an existing folder, got {root}.")
+    layout = _folders(root) or _tables(root) or _tables(root / "data")
+    if layout is None:
+        raise DataError(
+            f"Data set {name!r} must have a training and a validation split in {root}: the folders "
+            "train and val with a folder for each class, or the files train*.parquet and "
+            "val*.parquet (validation*, test*); they are not there."
+        )
+    return layout
+
+
+def _unknown(name: str, roots: Mapping[str, Path]) -> str:
+    known = sorted({EMBEDDED, *roots})
+    close = get_close_matches(name, known, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"Data set {name!r} is unknown; known: {', '.join(known)}.{guess} "
+        f"Say where it lies: --data {name}=FOLDER, or under data: in a profile."
+    )
+
+
+def _folders(root: Path) -> Folders | None:
+    validation = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
+    if validation is None or not (root / "train").is_dir():
+        return None
+    return Folders(train=root / "train", val=validation)
+
+
+def _tables(root: Path) -> Tables | None:
+    train, val, test = (tuple(sorted(root.glob(f"{s}*.parquet"))) for s in ("train", "val", "test"))
+    if not train or not (val or test):
+        return None
+    return Tables(train=train, val=val or test)
+
+
+def image_files(split: Path) -> tuple[ImageFile, ...]:
+    """The images of one split, sorted by class and path; other files are left aside.
+
+    Raises:
+        DataError: there is no class, or a class has no image.
+    """
+    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
+    if not classes:
+        raise DataError(f"{split} must hold a folder for each class, got none.")
+    by_class = {name: sorted(_walk(split, name)) for name in classes}
+    if empty := [name for name, files in by_class.items() if not files]:
+        raise DataError(
+            f"Each class in {split} must have an image ({', '.join(_SUFFIXES)}), got none for "
+            f"{', '.join(empty[:10])}{f' and {len(empty) - 10} more' if len(empty) > 10 else ''}."
+        )
+    return tuple(file for files in by_class.values() for file in files)
+
+
+def _walk(split: Path, class_name: str) -> Iterator[ImageFile]:
+    folders = [class_name]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(split / folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}"
+                if entry.is_dir():
+                    folders.append(path)
+                elif entry.name.lower().endswith(_SUFFIXES):
+                    # A link that leads nowhere is listed, so that it is found unreadable.
+                    num_bytes = entry.stat().st_size if entry.is_file() else 0
+                    yield ImageFile(class_name, path, num_bytes)
