@@ -86,7 +86,10 @@ class Stage(Protocol):
 
 
 class Trainer(Protocol):
-    """A method that can be ablated. `result_version` rises when the same study means new numbers."""
+    """A method that can be ablated.
+
+    `result_version` rises whenever the same study comes to mean other numbers.
+    """
 
     @property
     def name(self) -> str: ...
@@ -97,7 +100,7 @@ class Trainer(Protocol):
         ...
 
     def presets(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
-        """Named configurations: preset to stage to nested settings that differ from the defaults."""
+        """Named configurations: preset to stage to nested settings unlike the defaults."""
         ...
 
     def metrics(self) -> Mapping[str, Direction]:

@@ -184,9 +184,17 @@ class Optim:
                 f"must be divisible by accumulate={parts}, got {size}.",
             ),
             (self.base_lr > 0, "base_lr", f"must be above 0, got {self.base_lr:g}."),
-            (self.weight_decay >= 0, "weight_decay", f"must be 0 or more, got {self.weight_decay:g}."),
+            (
+                self.weight_decay >= 0,
+                "weight_decay",
+                f"must be 0 or more, got {self.weight_decay:g}.",
+            ),
             (all(0 <= b < 1 for b in self.betas), "betas", f"must be in [0, 1), got {self.betas}."),
-            (self.warmup_epochs >= 0, "warmup_epochs", f"must be 0 or more, got {self.warmup_epochs:g}."),
+            (
+                self.warmup_epochs >= 0,
+                "warmup_epochs",
+                f"must be 0 or more, got {self.warmup_epochs:g}.",
+            ),
             (clip is None or clip > 0, "clip_norm", f"must be above 0 or null, got {clip}."),
         )
 
@@ -221,7 +229,11 @@ class Pretrain:
         hidden, patches = self.num_masked, self.num_patches
         _require(
             (self.epochs >= 1, "epochs", f"must be at least 1, got {self.epochs}."),
-            (size % patch == 0, "data.image_size", f"must be divisible by encoder.patch_size={patch}, got {size}."),
+            (
+                size % patch == 0,
+                "data.image_size",
+                f"must be divisible by encoder.patch_size={patch}, got {size}.",
+            ),
             (
                 size % patch != 0 or 0 < hidden < patches,
                 "mask.ratio",
@@ -270,8 +282,16 @@ class Knn:
 
     def __post_init__(self) -> None:
         _require(
-            (len(self.k) > 0 and all(k >= 1 for k in self.k), "k", f"must be numbers of at least 1, got {self.k}."),
-            (self.report_k in self.k, "report_k", f"must be one of k={self.k}, got {self.report_k}."),
+            (
+                len(self.k) > 0 and all(k >= 1 for k in self.k),
+                "k",
+                f"must be numbers of at least 1, got {self.k}.",
+            ),
+            (
+                self.report_k in self.k,
+                "report_k",
+                f"must be one of k={self.k}, got {self.report_k}.",
+            ),
             (self.temperature > 0, "temperature", f"must be above 0, got {self.temperature:g}."),
         )
 
@@ -298,7 +318,11 @@ class Linear:
             *_positive(self, "epochs", "batch_size"),
             (self.base_lr > 0, "base_lr", f"must be above 0, got {self.base_lr:g}."),
             (0 <= self.momentum < 1, "momentum", f"must be in [0, 1), got {self.momentum:g}."),
-            (self.weight_decay >= 0, "weight_decay", f"must be 0 or more, got {self.weight_decay:g}."),
+            (
+                self.weight_decay >= 0,
+                "weight_decay",
+                f"must be 0 or more, got {self.weight_decay:g}.",
+            ),
             (
                 0 <= self.warmup_epochs <= self.epochs,
                 "warmup_epochs",

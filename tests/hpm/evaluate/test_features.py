@@ -46,3 +46,13 @@ def test_features__can_be_trained_on(encoder, place):
     layer = torch.nn.Linear(frozen.width, 1)
     layer(rows).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_features__a_loader_process_brings_the_rest(encoder, place):
+    whole = extract(encoder, place)
+    frozen = load_frozen(encoder, data=None, pool="cls")
+    rest = Features(whole.source, frozen.width)
+    state = whole.state()
+    rest.restore({name: rows[:BATCH] for name, rows in state.items()})
+    assert [rest.done for _ in rest.fill(frozen, loaders=1)] == [2, 3]
+    torch.testing.assert_close(rest.state(), state, rtol=0, atol=0)

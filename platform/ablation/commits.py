@@ -1,0 +1,125 @@
+"""What a stage's commit objects say: a checkpoint with the journal it rests on, or an outcome."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, assert_never
+
+from ablation.cells import Failed, Finished, Outcome
+from ablation.journal import Record, metrics_from_json, metrics_to_json
+from ablation.manifest import Manifest, manifest_from_json, manifest_to_json, seal, unseal
+from ablation.storage import Stored
+
+__all__ = ["Commit", "Ending", "Restored", "Segment", "manifest_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file of the journal, and what it holds."""
+
+    name: str
+    stored: Stored
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A committed state: `folder` is what the trainer saved after `step`, to be read only."""
+
+    step: int
+    total: int
+    segments: tuple[Segment, ...]
+    folder: Path
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The record through `step`."""
+        return tuple(record for segment in self.segments for record in segment.records)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A checkpoint: its files, and the journal's segments through its step, in order."""
+
+    step: int
+    total: int
+    files: Manifest
+    journal: Manifest
+
+    def to_bytes(self) -> bytes:
+        """The commit object."""
+        return seal(
+            {
+                "step": self.step,
+                "total": self.total,
+                "files": manifest_to_json(self.files),
+                "journal": manifest_to_json(self.journal),
+            }
+        )
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Commit":
+        """The inverse of `to_bytes`.
+
+        Raises ValueError for anything else.
+        """
+        body = unseal(content)
+        return cls(
+            step=body["step"],
+            total=body["total"],
+            files=manifest_from_json(body["files"]),
+            journal=manifest_from_json(body["journal"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """An outcome with what a finished stage leaves: its artifacts and its whole journal."""
+
+    outcome: Outcome
+    artifacts: Manifest = field(default_factory=dict)
+    journal: Manifest = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The commit object."""
+        return seal(
+            {
+                **_outcome_to_json(self.outcome),
+                "artifacts": manifest_to_json(self.artifacts),
+                "journal": manifest_to_json(self.journal),
+            }
+        )
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Ending":
+        """The inverse of `to_bytes`.
+
+        Raises ValueError for anything else.
+        """
+        body = unseal(content)
+        return cls(
+            outcome=_outcome_from_json(body),
+            artifacts=manifest_from_json(body["artifacts"]),
+            journal=manifest_from_json(body["journal"]),
+        )
+
+
+def manifest_of(segments: Sequence[Segment]) -> Manifest:
+    """The journal's files as a manifest."""
+    return {segment.name: segment.stored for segment in segments}
+
+
+def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case Finished(metrics):
+            return {"outcome": "finished", "metrics": metrics_to_json(metrics)}
+        case Failed(error, detail):
+            return {"outcome": "failed", "error": error, "detail": detail}
+        case _:
+            assert_never(outcome)
+
+
+def _outcome_from_json(body: dict[str, Any]) -> Outcome:
+    if body["outcome"] == "finished":
+        return Finished(metrics_from_json(body["metrics"]))
+    return Failed(body["error"], body["detail"])

@@ -1,0 +1,1 @@
+"""Ways to run cells: in this process, or on a cluster."""

@@ -1,0 +1,114 @@
+"""The ledger: the one place where the evidence lies, a folder a stage on any storage.
+
+Layout: `stages/<digest>/` (see `stage_folder` and `stage_writer`) and `studies/<name>/`, which
+holds text for people and is rewritten at will.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablation.cells import Outcome, Standing
+from ablation.commits import Restored
+from ablation.journal import Record
+from ablation.stage_folder import StageFolder
+from ablation.stage_writer import StageWriter
+from ablation.storage import Storage
+
+__all__ = ["Ledger"]
+
+_DIGEST = re.compile(r"[0-9a-f]{8,128}")
+_NAME = re.compile(r"\w[\w .-]*")
+_READERS = 16  # requests to an object store at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All stages and studies of a storage. It pickles, and opening it touches nothing."""
+
+    storage: Storage
+
+    @classmethod
+    def open(cls, uri: str | Path) -> "Ledger":
+        """The ledger at a local path or at a URI such as `s3://bucket/folder`.
+
+        Raises StorageError where there can be no storage at that address.
+        """
+        return cls(Storage.open(uri))
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small file; `ledger.json`, which names the layout, stays.
+
+        It also keeps the folder from being empty: pyarrow would put an object in its place, and
+        not every S3 server bears one where a folder should be.
+        Raises StorageError where any of that does not work.
+        """
+        self.storage.check_writable(keep={"ledger.json": b'{"layout": 1}\n'})
+
+    def stage(self, digest: str) -> StageFolder:
+        """The folder of a stage, there or not.
+
+        Raises ValueError where `digest` is not 8 to 128 hexadecimal digits.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"A digest must be 8 to 128 hexadecimal digits, got {digest!r}.")
+        return StageFolder(self.storage, f"stages/{digest}")
+
+    def writer(self, digest: str, *, after: Restored | None = None) -> StageWriter:
+        """The writer of a stage that goes on after what was restored."""
+        return StageWriter(self.stage(digest), after=after)
+
+    def outcome(self, digest: str) -> Outcome | None:
+        """How a stage ended, None where it has not."""
+        return self.stage(digest).outcome()
+
+    def standing(self, digest: str) -> Standing:
+        """How a stage stands."""
+        return self.stage(digest).standing()
+
+    def standings(self, digests: Iterable[str]) -> dict[str, Standing]:
+        """How many stages stand, each of them once, in the order given."""
+        unique = list(dict.fromkeys(digests))
+        with ThreadPoolExecutor(_READERS) as pool:
+            return dict(zip(unique, pool.map(self.standing, unique), strict=True))
+
+    def journal(self, digest: str) -> tuple[Record, ...]:
+        """The committed record of a stage: each step once, in order."""
+        return self.stage(digest).journal()
+
+    def artifacts(self, digest: str, into: Path) -> Path:
+        """A local folder with what a finished stage exported, verified: to be read only."""
+        return self.stage(digest).artifacts(into)
+
+    def clear_failure(self, digest: str) -> bool:
+        """Forget that a stage failed, so that it is tried again; whether there was a failure."""
+        return self.stage(digest).clear_failure()
+
+    def write_study(self, name: str, texts: Mapping[str, str]) -> None:
+        """Write texts about a study by file name: as submitted, its plan, its tables.
+
+        Raises ValueError where a name is not letters, digits, spaces and `_.-`.
+        """
+        for file, text in texts.items():
+            self.storage.write(_study_path(name, file), text.encode(), durable=False)
+
+    def read_study(self, name: str, file: str) -> str | None:
+        """One of the texts about a study, None where there is none."""
+        content = self.storage.read(_study_path(name, file))
+        return None if content is None else content.decode()
+
+    def studies(self) -> list[str]:
+        """Names of all studies that something was written about."""
+        return self.storage.names("studies")
+
+
+def _study_path(name: str, file: str) -> str:
+    for part in (name, file):
+        if not _NAME.fullmatch(part):
+            raise ValueError(
+                f"A name must be letters, digits, spaces and _.- and begin with a letter or "
+                f"digit, got {part!r}."
+            )
+    return f"studies/{name}/{file}"

@@ -1,0 +1,118 @@
+"""What a set of files must be, and the sealed small objects that say so.
+
+A checkpoint or an outcome exists when its sealed object does. The seal is the SHA-256 of the rest
+of the object, so one that was cut short or altered is never taken for the truth.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from ablation.storage import Storage, StorageError, Stored
+
+__all__ = [
+    "DamageError",
+    "Manifest",
+    "compare",
+    "fetch",
+    "manifest_from_json",
+    "manifest_to_json",
+    "seal",
+    "unseal",
+    "upload_folder",
+    "verify",
+]
+
+Manifest: TypeAlias = Mapping[str, Stored]
+"""Files by their path in a folder."""
+
+
+class DamageError(StorageError):
+    """Something in the storage is not what was written there."""
+
+
+def upload_folder(storage: Storage, source: Path, path: str) -> Manifest:
+    """Copy every file below a local folder; empty folders are not kept."""
+    files = sorted(file for file in source.rglob("*") if file.is_file())
+    names = [file.relative_to(source).as_posix() for file in files]
+    return {
+        name: storage.upload(file, f"{path}/{name}")
+        for name, file in zip(names, files, strict=True)
+    }
+
+
+def verify(storage: Storage, path: str, manifest: Manifest) -> None:
+    """Read every file where it lies.
+
+    Raises DamageError for the first one that is missing or differs.
+    """
+    for name, stored in manifest.items():
+        compare(f"{storage.uri}/{path}/{name}", stored, storage.measure(f"{path}/{name}"))
+
+
+def fetch(storage: Storage, path: str, manifest: Manifest, into: Path) -> Path:
+    """A local folder with the files, verified: to be read only.
+
+    It is the storage's own folder where that is local, else a download below `into`.
+    Raises DamageError for the first file that is missing or differs.
+    """
+    if storage.local is not None:
+        verify(storage, path, manifest)
+        return storage.local / path
+    for name, stored in manifest.items():
+        got = storage.download(f"{path}/{name}", into / name)
+        compare(f"{storage.uri}/{path}/{name}", stored, got)
+    into.mkdir(parents=True, exist_ok=True)
+    return into
+
+
+def compare(name: str, must: Stored, got: Stored | None) -> None:
+    """Hold a file against what it must be.
+
+    Raises DamageError where it is missing (None) or differs.
+    """
+    if got is None:
+        raise DamageError(f"{name} must be there, but it is missing.")
+    if got.size != must.size:
+        raise DamageError(f"{name} must have {must.size} bytes, got {got.size}.")
+    if got != must:
+        raise DamageError(f"{name} must have the bytes that were written, got another checksum.")
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, dict[str, int | str]]:
+    """A manifest as JSON values, in its order."""
+    return {name: {"size": s.size, "sha256": s.sha256} for name, s in manifest.items()}
+
+
+def manifest_from_json(value: Mapping[str, Mapping[str, Any]]) -> Manifest:
+    """The inverse of `manifest_to_json`.
+
+    Raises ValueError for a path that leaves its folder.
+    """
+    for name in value:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"a file's path must stay in its folder, got {name}.")
+    return {name: Stored(entry["size"], entry["sha256"]) for name, entry in value.items()}
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """A JSON object with its own checksum as the last entry."""
+    return (json.dumps({**body, "seal": _checksum(body)}, indent=1, allow_nan=False)).encode()
+
+
+def unseal(content: bytes) -> dict[str, Any]:
+    """The inverse of `seal`.
+
+    Raises ValueError where the content is not what was sealed.
+    """
+    body = json.loads(content)
+    if not isinstance(body, dict) or body.pop("seal", None) != _checksum(body):
+        raise ValueError("its checksum differs")
+    return body
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""A plan and how it stands, for a terminal."""
+
+from collections.abc import Mapping
+from typing import assert_never
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.plan import Plan
+
+__all__ = ["overview", "status"]
+
+
+def overview(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
+    """What a study asks for: its rows, what sets them apart, and how much of it is done."""
+    study = plan.study
+    grid = Grid(box=box.SIMPLE_HEAD)
+    for head in ("row", "what it sets", "seeds"):
+        grid.add_column(head, overflow="fold")
+    levels = {(axis.name, level.label): level for axis in study.axes for level in axis.levels}
+    for row in study.rows:
+        keys = [(axis.name, label) for axis, label in zip(study.axes, row.levels, strict=True)]
+        sets = [f"{p}: {v}" for key in keys for p, v in levels[key].settings.items()]
+        mark = " (baseline)" if row.label == study.baseline else ""
+        grid.add_row(Text(row.label + mark), Text("\n".join(sets)), _seeds(study.seeds))
+    for reference in study.references:
+        grid.add_row(Text(f"{reference.name} (reference)"), "", _seeds(study.seeds))
+    stages = plan.stages
+    done = sum(isinstance(standings[digest], Finished) for digest in stages)
+    shared = plan.num_stages - len(stages)
+    names = ", ".join([study.train, *(stage.name for stage in study.evaluations)])
+    return Group(
+        Text(study.name, style="bold"),
+        *([Text(study.question)] if study.question else []),
+        Text(f"trainer {study.trainer}, preset {study.preset}, metric {study.metric}"),
+        grid,
+        Text(
+            f"{len(plan.cells)} cells of {names}: {len(stages)} stages"
+            f"{f' ({shared} shared)' if shared else ''}, {done} finished, "
+            f"{len(stages) - done} to run."
+        ),
+    )
+
+
+def status(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
+    """How every stage of every cell stands, and the errors of those that failed."""
+    names = list(dict.fromkeys(stage.name for cell in plan.cells for stage in cell.stages[1:]))
+    grid = Grid("row", "seed", plan.study.train, *names, box=box.SIMPLE_HEAD)
+    for cell in plan.cells:
+        later = {stage.name: stage for stage in cell.stages[1:]}
+        states = [_state(standings[stage.digest]) for stage in (cell.stages[0], *later.values())]
+        grid.add_row(Text(cell.row), str(cell.seed), *states)
+    failures = [
+        Text(f"{cell.title}: {stage.name} failed: {standing.error}")
+        for cell in plan.cells
+        for stage, standing in _stands(cell, standings)
+        if isinstance(standing, Failed)
+    ]
+    return Group(Text(plan.study.name, style="bold"), grid, *failures)
+
+
+def _stands(cell: Cell, standings: Mapping[str, Standing]) -> list[tuple[PlannedStage, Standing]]:
+    return [(stage, standings[stage.digest]) for stage in cell]
+
+
+def _state(standing: Standing) -> Text:
+    match standing:
+        case Finished():
+            return Text("finished", style="green")
+        case Failed():
+            return Text("failed", style="red")
+        case Begun(step, total):
+            return Text(f"{100 * step // max(total, 1)} %")
+        case Waiting():
+            return Text("waiting", style="dim")
+    assert_never(standing)
+
+
+def _seeds(seeds: tuple[int, ...]) -> str:
+    return ", ".join(str(seed) for seed in seeds)

@@ -1,0 +1,236 @@
+"""A stage's folder in the ledger, as everybody reads it and the few things said about it.
+
+What is committed is decided by the commit objects alone (`checkpoints/<step>.json`,
+`outcome.json`); anything else that lies there is a leftover of a try that did not get that far.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ablation.attempts import Attempt, Ended
+from ablation.cells import Begun, Failed, Finished, Outcome, PlannedStage, Standing, Waiting
+from ablation.commits import Commit, Ending, Restored, Segment
+from ablation.identity import canonical
+from ablation.journal import Record, parse_lines
+from ablation.manifest import DamageError, Manifest, compare, fetch, verify
+from ablation.storage import Storage, StorageError, Stored, stored_of
+
+__all__ = ["StageFolder"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StageFolder:
+    """The folder `path` of one stage. Reading it writes nothing."""
+
+    storage: Storage
+    path: str
+
+    def describe(self, stage: PlannedStage, provenance: Mapping[str, Any]) -> None:
+        """Say once what the stage is and who created it; a second time changes nothing."""
+        if self.storage.read(self.at("stage.json")) is None:
+            text = {
+                "name": stage.name,
+                "kind": stage.kind,
+                "digest": stage.digest,
+                "config": json.loads(canonical(stage.config)),
+                "seed": stage.seed,
+                "data": stage.data,
+                "parent": stage.parent,
+                "created": provenance,
+            }
+            self.storage.write(
+                self.at("stage.json"), json.dumps(text, indent=1).encode(), durable=False
+            )
+
+    def description(self) -> Mapping[str, Any] | None:
+        """What `describe` said, None where nothing was."""
+        content = self.storage.read(self.at("stage.json"))
+        return None if content is None else dict(json.loads(content))
+
+    def begin_attempt(
+        self, *, time_ms: int, from_step: int, workers: int, provenance: Mapping[str, Any]
+    ) -> Attempt:
+        """Record that a try began."""
+        attempt = Attempt(
+            number=max(self._attempt_numbers(), default=0) + 1,
+            begun_ms=time_ms,
+            from_step=from_step,
+            workers=workers,
+            provenance=provenance,
+        )
+        self.storage.write(
+            self.at(f"attempts/{attempt.number}.json"), attempt.to_bytes(), durable=False
+        )
+        return attempt
+
+    def end_attempt(
+        self, attempt: Attempt, how: Ended, *, time_ms: int, step: int, error: str = ""
+    ) -> None:
+        """Record how a try ended."""
+        attempt = replace(attempt, ended_ms=time_ms, ended=how, step=step, error=error)
+        self.storage.write(
+            self.at(f"attempts/{attempt.number}.json"), attempt.to_bytes(), durable=False
+        )
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every try, the first one first."""
+        numbers = self._attempt_numbers()
+        contents = (self.storage.read(self.at(f"attempts/{number}.json")) for number in numbers)
+        return tuple(Attempt.parse(content) for content in contents if content is not None)
+
+    def ending(self) -> Ending | None:
+        """The outcome with its manifests, None where the stage has none (or a damaged one)."""
+        content = self.storage.read(self.at("outcome.json"))
+        try:
+            return None if content is None else Ending.parse(content)
+        except (ValueError, KeyError, TypeError) as error:
+            _log.warning("%s is damaged and counts for nothing: %s.", self._name("outcome"), error)
+            return None
+
+    def outcome(self) -> Outcome | None:
+        """How the stage ended, None where it has not."""
+        ending = self.ending()
+        return None if ending is None else ending.outcome
+
+    def standing(self) -> Standing:
+        """How the stage stands; what is committed counts, sound or not."""
+        if outcome := self.outcome():
+            return outcome
+        newest = next(self.commits(), None)
+        return Waiting() if newest is None else Begun(newest.step, newest.total)
+
+    def journal(self) -> tuple[Record, ...]:
+        """The committed record: each step once, in order.
+
+        Raises DamageError where it cannot be read and no earlier one can.
+        """
+        ending = self.ending()
+        if ending is not None and isinstance(ending.outcome, Finished):
+            return _records(self.segments(ending.journal))
+        while commits := tuple(self.commits()):
+            for commit in commits:
+                try:
+                    return _records(self.segments(commit.journal))
+                except DamageError as error:
+                    trouble = error
+            if commits == tuple(self.commits()):  # else its writer went on meanwhile
+                raise trouble
+        return ()
+
+    def restore(self, into: Path, *, step: int | None = None) -> Restored | None:
+        """The newest committed state that is sound, or exactly that of `step` (0: none).
+
+        Raises StorageError where the state of `step` is not there or not sound.
+        """
+        for commit in self.commits() if step != 0 else ():
+            if step in (None, commit.step):
+                try:
+                    return self._restore(commit, into / str(commit.step))
+                except DamageError as error:
+                    self._warn(commit.step, error)
+        if step:
+            raise StorageError(
+                f"{self._name('checkpoints')} must hold a sound checkpoint of step {step}, got "
+                f"none. Start the stage again, from `resume_step` of now."
+            )
+        return None
+
+    def resume_step(self) -> int:
+        """Step of the newest committed state that is sound, read where it lies; 0 without one."""
+        for commit in self.commits():
+            try:
+                verify(self.storage, self.at("journal"), commit.journal)
+                verify(self.storage, self._checkpoint(commit.step), commit.files)
+            except DamageError as error:
+                self._warn(commit.step, error)
+            else:
+                return commit.step
+        return 0
+
+    def artifacts(self, into: Path) -> Path:
+        """A local folder with what a finished stage exported, verified: to be read only.
+
+        Raises StorageError where the stage has not finished, DamageError where a file is damaged.
+        """
+        ending = self.ending()
+        if ending is None or not isinstance(ending.outcome, Finished):
+            raise StorageError(
+                f"{self._name('artifacts')} must be of a finished stage, got one that "
+                f"{'failed' if ending else 'has not ended'}. Finish that stage first."
+            )
+        return fetch(self.storage, self.at("artifacts"), ending.artifacts, into)
+
+    def clear_failure(self) -> bool:
+        """Forget that the stage failed, so that it is tried again; whether there was a failure."""
+        if failed := isinstance(self.outcome(), Failed):
+            self.storage.remove(self.at("outcome.json"))
+        return failed
+
+    def commits(self) -> Iterator[Commit]:
+        """Readable commit objects of checkpoints, the newest first."""
+        for step in sorted(_numbers(self.storage.names(self.at("checkpoints"))), reverse=True):
+            content = self.storage.read(self.at(f"checkpoints/{step}.json"))
+            if content is not None:
+                try:
+                    yield Commit.parse(content)
+                except (ValueError, KeyError, TypeError) as error:
+                    self._warn(step, error)
+
+    def segments(self, journal: Manifest) -> tuple[Segment, ...]:
+        """The journal's files.
+
+        Raises DamageError where one is missing or differs.
+        """
+        return tuple(self._segment(name, stored) for name, stored in journal.items())
+
+    def at(self, path: str) -> str:
+        """A path of the stage as a path of the storage."""
+        return f"{self.path}/{path}"
+
+    def _segment(self, name: str, stored: Stored) -> Segment:
+        content = self.storage.read(self.at(f"journal/{name}"))
+        compare(
+            self._name(f"journal/{name}"), stored, None if content is None else stored_of(content)
+        )
+        return Segment(name, stored, parse_lines(content or b""))
+
+    def _restore(self, commit: Commit, into: Path) -> Restored:
+        return Restored(
+            step=commit.step,
+            total=commit.total,
+            segments=self.segments(commit.journal),
+            folder=fetch(self.storage, self._checkpoint(commit.step), commit.files, into),
+        )
+
+    def _checkpoint(self, step: int) -> str:
+        return self.at(f"checkpoints/{step}")
+
+    def _attempt_numbers(self) -> list[int]:
+        return sorted(_numbers(self.storage.names(self.at("attempts"))))
+
+    def _name(self, path: str) -> str:
+        return f"{self.storage.uri}/{self.at(path)}"
+
+    def _warn(self, step: int, error: Exception) -> None:
+        _log.warning(
+            "The checkpoint of step %d in %s is damaged and left out: %s",
+            step,
+            self._name("checkpoints"),
+            error,
+        )
+
+
+def _records(segments: tuple[Segment, ...]) -> tuple[Record, ...]:
+    return tuple(record for segment in segments for record in segment.records)
+
+
+def _numbers(names: list[str]) -> list[int]:
+    """The numbers n of names `n.json`."""
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return [int(stem) for stem in stems if stem.isdecimal()]

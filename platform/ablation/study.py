@@ -1,0 +1,278 @@
+"""A study as a value: what is compared with what, each configuration complete and valid.
+
+Reading is all or nothing: either every name, setting and rule holds, or a StudyError says
+everything that does not, each with file, line and the nearest valid name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ablation.problems import Problem, StudyError, nearest
+from ablation.protocol import Direction, Kind, Trainer
+from ablation.rows import Axis, Base, Row, axes_of, check_rows, locate, multiply
+from ablation.settings import flatten, layer, paths, settle, unknown
+from ablation.studyfile import Layout, Published, StudyFile, parse
+from ablation.trainers import TrainerError, load_trainer
+from ablation.yamlfile import Document, Trail, read
+
+__all__ = ["Axis", "Layout", "Published", "Row", "Study", "StudyStage", "load_study"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStage:
+    """A stage beside training that a study asks for: an evaluation, or a reference."""
+
+    name: str
+    config: Any
+    trail: Trail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A valid study. `rows` are complete configurations of the training stage `train`.
+
+    `metrics` are what its tables show, with the better direction of each: `metric` first, then
+    the others of its evaluations. `document` is the file that it was read from.
+    """
+
+    name: str
+    question: str
+    trainer: str
+    preset: str
+    seeds: tuple[int, ...]
+    train: str
+    evaluations: tuple[StudyStage, ...]
+    references: tuple[StudyStage, ...]
+    metric: str
+    metrics: Mapping[str, Direction]
+    baseline: str
+    axes: tuple[Axis, ...]
+    rows: tuple[Row, ...]
+    layout: Layout | None
+    published: Mapping[str, Published]
+    document: Document = field(repr=False, compare=False)
+
+
+def load_study(path: Path, *, lookup: Callable[[str], Trainer] = load_trainer) -> Study:
+    """The study in a file.
+
+    Raises StudyError with every problem that can be seen at once.
+    """
+    document = read(path)
+    file, problems = parse(document)
+    problems += _check_shape(document, file)
+    problems += _check_labels(document, file)
+    try:
+        trainer = None if file.trainer is None else lookup(file.trainer)
+    except TrainerError as error:
+        trainer = None
+        problems.append(document.problem(str(error), "trainer"))
+    if trainer is None:
+        raise StudyError(problems)
+    reading = _Reading(document, file, trainer)
+    study = reading.study()
+    if study is None or problems:
+        raise StudyError([*problems, *reading.problems])
+    return study
+
+
+def _check_shape(document: Document, file: StudyFile) -> Iterator[Problem]:
+    """Rules between the keys of a file that no trainer is needed for."""
+    given = document.content.keys() & {"rows", "grid"}
+    if len(given) != 1:
+        got = "both" if given else "neither"
+        yield document.problem(f"a study must have either rows or a grid, got {got}.", "grid")
+    axes = [] if file.grid is None else list(file.grid)
+    if file.layout is not None:
+        for key, axis in (("down", file.layout.down), ("across", file.layout.across)):
+            if axis not in axes:
+                sentence = f"layout.{key} must be an axis of the grid, got {axis!r}."
+                yield document.problem(sentence + nearest(axis, axes), "layout", key)
+        if len(axes) != 2 or file.layout.down == file.layout.across:
+            sentence = "layout must name the two axes of a grid of two, one down and one across."
+            yield document.problem(sentence, "layout")
+
+
+def _row_labels(document: Document, file: StudyFile) -> list[str]:
+    """Labels as written, those of rows too that are wrong otherwise."""
+    rows, grid = document.content.get("rows"), document.content.get("grid")
+    if isinstance(rows, dict):
+        return list(rows)
+    if not isinstance(grid, dict) or not grid:
+        return []
+    down = file.layout.down if file.layout else None
+    axes = [grid[name] for name in sorted(grid, key=lambda name: down is not None and name != down)]
+    levels = [list(axis) if isinstance(axis, dict) else [] for axis in axes]
+    return [" / ".join(labels) for labels in product(*levels)]
+
+
+def _check_labels(document: Document, file: StudyFile) -> Iterator[Problem]:
+    labels = _row_labels(document, file)
+    named: list[tuple[str, Trail, str]]
+    named = [] if file.baseline is None else [(file.baseline, ("baseline",), "baseline")]
+    named += [(label, ("published", label), "a label in published") for label in file.published]
+    for label, trail, what in named:
+        if labels and label not in labels:
+            sentence = f"{what} must be a row, got {label!r}.{nearest(label, labels)}"
+            yield document.problem(sentence, *trail)
+
+
+class _Reading:
+    """One file against one trainer: the parts of a study, and the problems met on the way."""
+
+    def __init__(self, document: Document, file: StudyFile, trainer: Trainer) -> None:
+        self.document = document
+        self.file = file
+        self.trainer = trainer
+        self.stages = trainer.stages()
+        self.train = self._names("train")[0]
+        self.problems: list[Problem] = []
+
+    def study(self) -> Study | None:
+        """The study, if nothing is wrong with it."""
+        file, preset = self.file, self._preset()
+        base = self._base(preset)
+        axes = axes_of(file, base.kind)
+        rows, problems = multiply(self.document, base, axes)
+        self.problems += problems
+        self.problems += check_rows(self.document, axes, rows)
+        evaluations = tuple(self._evaluations(preset))
+        references = tuple(self._references(base, preset))
+        metrics = self._metrics()
+        if self.problems or None in (file.name, file.metric, file.baseline, file.seeds):
+            return None
+        return Study(
+            name=str(file.name),
+            question=file.question,
+            trainer=self.trainer.name,
+            preset=str(file.preset),
+            seeds=tuple(file.seeds or ()),
+            train=self.train,
+            evaluations=evaluations,
+            references=references,
+            metric=str(file.metric),
+            metrics=metrics,
+            baseline=str(file.baseline),
+            axes=axes,
+            rows=rows,
+            layout=file.layout,
+            published={
+                label: number if isinstance(number, Published) else Published(value=number)
+                for label, number in file.published.items()
+            },
+            document=self.document,
+        )
+
+    def _say(self, sentence: str, *trail: str | int) -> None:
+        self.problems.append(self.document.problem(sentence, *trail))
+
+    def _names(self, kind: Kind) -> list[str]:
+        return [name for name, stage in self.stages.items() if stage.kind == kind]
+
+    def _preset(self) -> Mapping[str, Mapping[str, Any]]:
+        presets, name = self.trainer.presets(), self.file.preset
+        if name is not None and name not in presets:
+            sentence = f"preset must be one of {self.trainer.name}'s, got {name!r}."
+            self._say(sentence + nearest(name, presets), "preset")
+        return presets.get(name or "", {})
+
+    def _flat(
+        self, kind: type[object], settings: Mapping[str, Any], *trail: str | int
+    ) -> dict[str, Any]:
+        """Settings by full path, without those that do not exist: these become problems."""
+        flat = flatten(kind, settings)
+        wrong = unknown(kind, flat)
+        for fault in wrong:
+            place = locate(self.document, trail, fault.path) or trail
+            self._say(str(fault), *place)
+        return {path: flat[path] for path in flat.keys() - {fault.path for fault in wrong}}
+
+    def _base(self, preset: Mapping[str, Mapping[str, Any]]) -> Base:
+        """Preset and `set`. Its own rules count only where a row still breaks them."""
+        kind = self.stages[self.train].config_type
+        given = self._flat(kind, self.file.set, "set")
+        flat = layer(self._flat(kind, preset.get(self.train, {}), "preset"), given)
+        config, faults = settle(kind, flat)
+        wrong = {fault.path: fault.sentence for fault in faults if not fault.rule}
+        for path, sentence in wrong.items():
+            place = locate(self.document, ("set",), path) or ("preset",)
+            self._say(f"{path} {sentence}", *place)
+        settings = {path: value for path, value in flat.items() if path not in wrong}
+        known = self.file.preset in self.trainer.presets()
+        return Base(kind=kind, settings=settings, faults=faults, config=config, complete=known)
+
+    def _evaluations(self, preset: Mapping[str, Mapping[str, Any]]) -> Iterator[StudyStage]:
+        known, seen = self._names("evaluate"), set[str]()
+        for at, item in enumerate(self.file.evaluate):
+            name, settings = (item, {}) if isinstance(item, str) else next(iter(item.items()))
+            trail = ("evaluate", at) if isinstance(item, str) else ("evaluate", at, name)
+            if name not in known:
+                sentence = f"evaluate must name evaluations of {self.trainer.name}, got {name!r}."
+                self._say(sentence + nearest(name, known), *trail)
+            elif name in seen:
+                self._say(f"evaluate must name a stage once, got {name!r} again.", *trail)
+            else:
+                yield from self._evaluation(name, preset.get(name, {}), settings, trail)
+            seen.add(name)
+
+    def _references(
+        self, base: Base, preset: Mapping[str, Mapping[str, Any]]
+    ) -> Iterator[StudyStage]:
+        """Yardsticks, each of the common configuration as far as it has the same fields."""
+        known = self._names("reference")
+        for at, name in enumerate(self.file.references):
+            if name not in known:
+                sentence = f"references must be stages of {self.trainer.name}, got {name!r}."
+                self._say(sentence + nearest(name, known), "references", at)
+                continue
+            kind = self.stages[name].config_type
+            common = (
+                base.settings if base.config is None else flatten(base.kind, asdict(base.config))
+            )
+            shared = {path: held for path, held in common.items() if path in paths(kind)}
+            config, faults = settle(
+                kind, layer(shared, self._flat(kind, preset.get(name, {}), "preset"))
+            )
+            for fault in faults:
+                self._say(str(fault), *(locate(self.document, ("set",), fault.path) or ("preset",)))
+            if not faults:
+                yield StudyStage(name=name, config=config, trail=("references", at))
+
+    def _evaluation(
+        self, name: str, common: Mapping[str, Any], own: Mapping[str, Any], trail: Trail
+    ) -> Iterator[StudyStage]:
+        kind = self.stages[name].config_type
+        flat = self._flat(kind, common, "preset")
+        config, faults = settle(kind, layer(flat, self._flat(kind, own, *trail)))
+        for fault in faults:
+            if place := locate(self.document, trail, fault.path):
+                self._say(f"{name}: {fault}", *place)
+            elif self.file.preset in self.trainer.presets():
+                self._say(f"{name}: {fault}", *(("preset",) if fault.path in flat else trail))
+        if not faults:
+            yield StudyStage(name=name, config=config, trail=trail)
+
+    def _metrics(self) -> dict[str, Direction]:
+        """What can be shown, the study's own metric first."""
+        every, metric = self.trainer.metrics(), self.file.metric
+        asked = [item if isinstance(item, str) else next(iter(item)) for item in self.file.evaluate]
+        ours = {
+            name: every[name]
+            for stage in [*asked, self.train]
+            for name in every
+            if name.partition("/")[0] == stage
+        }
+        if metric is None or metric in ours:
+            evaluated = [name for name in ours if name.partition("/")[0] != self.train]
+            first = [] if metric is None else [metric]
+            return {name: ours[name] for name in [*first, *evaluated]}
+        if metric in every:
+            stage = metric.partition("/")[0]
+            self._say(f"metric must be of an evaluated stage. Add {stage} to evaluate.", "metric")
+        else:
+            sentence = f"metric must be one of {self.trainer.name}'s, got {metric!r}."
+            self._say(sentence + nearest(metric, ours or every), "metric")
+        return ours

@@ -1,0 +1,234 @@
+"""The table of a study, computed from how its stages stand; a value that renderers only format.
+
+No number without its seeds: each row says how many of how many it rests on, and what is missing
+is named with its reason.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import assert_never
+
+from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.plan import Plan
+from ablation.protocol import Direction
+from ablation.statistics import (
+    CONFIDENCE,
+    Difference,
+    Summary,
+    Verdict,
+    paired,
+    summarize,
+    verdict,
+)
+from ablation.studyfile import Published
+
+__all__ = ["Entry", "Metric", "Result", "Table", "TableRow", "tabulate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A column: `stage/metric`, and which way is better."""
+
+    name: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One seed's number and the digest of the stage that it is from, or why there is none yet."""
+
+    seed: int
+    digest: str
+    value: float | None
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row's metric over its seeds, and how it compares with the baseline's."""
+
+    results: tuple[Result, ...]
+    summary: Summary | None
+    difference: Difference | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def n(self) -> int:
+        """Seeds with a number."""
+        return 0 if self.summary is None else self.summary.n
+
+    @property
+    def expected(self) -> int:
+        """Seeds that the study asks for."""
+        return len(self.results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """A row, its level on every axis of a grid, and an entry for every metric by name."""
+
+    label: str
+    levels: tuple[str, ...]
+    entries: Mapping[str, Entry]
+    published: Published | None = None
+    baseline: bool = False
+    reference: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A study's answer so far. `metrics[0]` is the study's own; `missing` names what is not there.
+
+    `axes` names the axes of `levels`, none for plain rows; with `layout` the first runs down and the second across.
+    """
+
+    name: str
+    question: str
+    metrics: tuple[Metric, ...]
+    baseline: str
+    axes: tuple[str, ...]
+    layout: bool
+    rows: tuple[TableRow, ...]
+    references: tuple[TableRow, ...]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def metric(self) -> Metric:
+        """The study's metric."""
+        return self.metrics[0]
+
+
+def tabulate(plan: Plan, standings: Mapping[str, Standing]) -> Table:
+    """The table of a plan; a stage of which `standings` (by digest) says nothing is not started."""
+    study = plan.study
+    metrics = tuple(Metric(name=name, direction=way) for name, way in study.metrics.items())
+    cells: dict[tuple[bool, str], list[Cell]] = {}
+    for cell in plan.cells:
+        cells.setdefault((cell.reference, cell.row), []).append(cell)
+    base = cells[False, study.baseline]
+    axes = tuple(axis.name for axis in study.axes if axis.levels[0].trail[0] == "grid")
+    levels = {row.label: row.levels if axes else () for row in study.rows}
+    rows = tuple(
+        TableRow(
+            label=label,
+            levels=() if reference else levels[label],
+            entries={
+                metric.name: _entry(metric, row, standings, base=None if reference else base)
+                for metric in metrics
+            },
+            published=None if reference else study.published.get(label),
+            baseline=not reference and label == study.baseline,
+            reference=reference,
+        )
+        for (reference, label), row in cells.items()
+    )
+    return Table(
+        name=study.name,
+        question=study.question,
+        metrics=metrics,
+        baseline=study.baseline,
+        axes=axes,
+        layout=study.layout is not None,
+        rows=tuple(row for row in rows if not row.reference),
+        references=tuple(row for row in rows if row.reference),
+        missing=tuple(line for row in rows for line in _missing(row)),
+        notes=_notes(rows),
+    )
+
+
+def _entry(
+    metric: Metric,
+    cells: list[Cell],
+    standings: Mapping[str, Standing],
+    *,
+    base: list[Cell] | None,
+) -> Entry:
+    results = tuple(_result(metric.name, cell, standings) for cell in cells)
+    ours = _by_seed(results)
+    summary = summarize(list(ours.values()))
+    if base is None or base is cells:
+        return Entry(results=results, summary=summary)
+    theirs = _by_seed(tuple(_result(metric.name, cell, standings) for cell in base))
+    difference = paired(ours, theirs)
+    found = None if difference is None else verdict(difference, metric.direction)
+    return Entry(results=results, summary=summary, difference=difference, verdict=found)
+
+
+def _by_seed(results: tuple[Result, ...]) -> dict[int, float]:
+    return {result.seed: result.value for result in results if result.value is not None}
+
+
+def _result(metric: str, cell: Cell, standings: Mapping[str, Standing]) -> Result:
+    """The number of one cell, or the first stage on the way to it that has not finished."""
+    name, _, key = metric.partition("/")
+    first = cell.stages[0]
+    stage = next((stage for stage in cell.stages if stage.name == name), None)
+    if stage is None:
+        return Result(seed=cell.seed, digest=first.digest, value=None)
+    ends = [standings.get(step.digest, Waiting()) for step in (first, stage)]
+    at = 1 if any(isinstance(end, Finished) for end in ends) else 0
+    value, missing = _read((first, stage)[at], key, ends[at])
+    return Result(seed=cell.seed, digest=stage.digest, value=value, missing=missing)
+
+
+def _read(stage: PlannedStage, key: str, standing: Standing) -> tuple[float | None, str]:
+    """A stage's metric, or in words why there is none."""
+    match standing:
+        case Finished(metrics) if key not in metrics:
+            return None, f"{stage.name} finished without {key}"
+        case Finished(metrics) if not isfinite(metrics[key]):
+            return None, f"{stage.name} finished with {key} = {metrics[key]}"
+        case Finished(metrics):
+            return metrics[key], ""
+        case Failed(error):
+            return None, f"{stage.name} failed: {' '.join(error.split())}"
+        case Begun(step, total):
+            return None, f"{stage.name} {100 * step // total} %"
+        case Waiting():
+            return None, f"{stage.name} not started"
+    assert_never(standing)
+
+
+def _missing(row: TableRow) -> Iterator[str]:
+    """What keeps a row from being complete, each reason of a seed once."""
+    prefix = "reference " if row.reference else ""
+    reasons = (
+        (result.seed, result.missing)
+        for entry in row.entries.values()
+        for result in entry.results
+        if result.missing
+    )
+    for seed, reason in dict.fromkeys(sorted(reasons, key=lambda pair: pair[0])):
+        yield f"{prefix}{row.label}, seed {seed}: {reason}"
+
+
+def _notes(rows: tuple[TableRow, ...]) -> tuple[str, ...]:
+    """What a reader must know to read the differences."""
+    entries = [entry for row in rows for entry in row.entries.values()]
+    differences = [entry.difference for entry in entries if entry.difference is not None]
+    compared = sum(any(e.difference for e in row.entries.values()) for row in rows)
+    notes = []
+    if sources := _sources(rows):
+        notes.append(f"Published: {'; '.join(sources)}.")
+    if any(difference.low is not None for difference in differences):
+        notes.append(
+            f"Differences are paired by seed, with {CONFIDENCE:.0%} intervals by Student's t, each "
+            f"by itself: no correction for {compared} comparisons with the baseline."
+        )
+    if any(difference.n == 1 for difference in differences):
+        notes.append("A difference of one seed has no interval and decides nothing.")
+    if any(difference.n > 1 and difference.low is None for difference in differences):
+        notes.append("A difference that is the same for every seed has no interval.")
+    return tuple(notes)
+
+
+def _sources(rows: tuple[TableRow, ...]) -> Iterable[str]:
+    """Where the published numbers are from, each source once."""
+    found = dict[str, None]()
+    for row in rows:
+        if row.published is not None and row.published.source:
+            status = f" ({row.published.status})" if row.published.status else ""
+            found[row.published.source + status] = None
+    return found

@@ -1,0 +1,110 @@
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+import ray
+
+from ablation.cells import Cell, Failed, Finished
+from ablation.events import Event, Observe
+from ablation.executors.cluster import CapacityError, run_cluster
+from ablation.layout import Layout
+from ablation.ledger import Ledger
+from ablation.protocol import Place, Trainer
+from ablation.testing import Executor, ExecutorContract, Toy, ToyScore, ToyTrainer, toy_cell
+
+pytestmark = [
+    pytest.mark.cluster,
+    # Ray leaves sockets and files of its own to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class TestCluster(ExecutorContract):
+    @pytest.fixture
+    def executor(self) -> Executor:
+        return _executor(Layout())
+
+
+def _executor(layout: Layout) -> Executor:
+    def execute(
+        cells: Iterable[Cell],
+        *,
+        trainer: Trainer,
+        ledger: Ledger,
+        place: Place,
+        observe: Observe,
+        should_stop: Callable[[], bool],
+        checkpoint_every_s: float,
+    ) -> None:
+        run_cluster(
+            list(cells),
+            trainer=trainer,
+            ledger=ledger,
+            place=place,
+            layout=layout,
+            observe=observe,
+            should_stop=should_stop,
+        )
+
+    return execute
+
+
+def test_run_cluster__tells_the_driver(tmp_path):
+    heard: list[Event] = []
+    cell = toy_cell("a", Toy())
+    _run([cell], tmp_path, Layout(), heard.append)
+    kinds = [(event.name, event.kind) for event in heard if event.kind != "progress"]
+    assert kinds[0] == ("train", "begun")
+    assert kinds[-1] == ("score", "finished")
+    records = [record.step for event in heard for record in event.records]
+    assert records[:8] == [*range(1, 9)]
+
+
+def test_run_cluster__worker_group(tmp_path):
+    cells = [toy_cell("a", Toy(rate=0.2)), toy_cell("bad", Toy(fail_at=2))]
+    lost = _run(cells, tmp_path / "two", Layout(workers=2))
+    two, one = Ledger.open(tmp_path / "two"), Ledger.open(tmp_path / "one")
+    _run(cells[:1], tmp_path / "one", Layout())
+    for stage in cells[0]:
+        assert isinstance(two.outcome(stage.digest), Finished)
+        assert two.outcome(stage.digest) == one.outcome(stage.digest)
+    assert isinstance(two.outcome(cells[1].stages[0].digest), Failed)
+    assert list(lost) == ["bad, seed 0"]
+
+
+def test_run_cluster__cell_larger_than_cluster(tmp_path):
+    with pytest.raises(CapacityError, match=r"needs 3 worker\(s\) of 1 CPUs.*2 CPUs and 0 GPUs"):
+        _run([toy_cell("a", Toy())], tmp_path, Layout(workers=3))
+
+
+def test_run_cluster__lost_worker_is_told(tmp_path):
+    dies, lives = toy_cell("dies", Toy(die_at=3)), toy_cell("lives", Toy(), probe=ToyScore())
+    lost = _run([dies, lives], tmp_path, Layout())
+    ledger = Ledger.open(tmp_path)
+    assert list(lost) == ["dies, seed 0"]
+    assert ledger.outcome(dies.stages[0].digest) is None
+    assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in lives)
+    assert _run([dies], tmp_path, Layout()) == {}
+    assert isinstance(ledger.outcome(dies.stages[1].digest), Finished)
+
+
+def _run(cells, folder, layout, observe=lambda event: None):
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return run_cluster(
+        cells,
+        trainer=ToyTrainer(),
+        ledger=Ledger.open(folder),
+        place=Place(data={"scratch": scratch}),
+        layout=layout,
+        observe=observe,
+    )

@@ -1,0 +1,366 @@
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ablation.cells import Begun, Cell, Failed, Finished, Waiting
+from ablation.execute import execute, execute_cell, never
+from ablation.executors.inline import run_inline
+from ablation.ledger import Ledger
+from ablation.protocol import Place
+from ablation.storage import StorageError
+from ablation.testing import Toy, ToyNoise, ToyScore, ToyTrainer, ignore, planned, toy_cell
+from ablation.toy import ToyProgress, ToyResult, ToyStage
+
+STAGE = planned("train", Toy(), seed=0)
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Ledger:
+    return Ledger.open(tmp_path / "ledger")
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch) -> Path:
+    """Where temporary folders are made: nothing may stay there."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def run(ledger, stage=STAGE, *, trainer=None, observe=ignore, should_stop=never, **options):
+    return execute(
+        stage,
+        trainer=trainer or ToyTrainer(),
+        ledger=ledger,
+        place=Place(),
+        observe=observe,
+        should_stop=should_stop,
+        origin={"host": "here"},
+        **{"checkpoint_every_s": 0.0, **options},
+    )
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    calls = iter(range(10**6))
+    return lambda: next(calls) >= steps
+
+
+@dataclass(frozen=True)
+class Only:
+    """A trainer of the toy's name whose `train` is one generator function."""
+
+    steps: Callable
+    name: str = "toy"
+    result_version: int = 1
+
+    def stages(self):
+        return {"train": ToyStage(kind="train", config_type=Toy, steps=self.steps)}
+
+
+def nothing(folder: Path) -> None: ...
+
+
+def explode(folder: Path) -> None:
+    (folder / "half").write_text("x")
+    raise OSError("the disk of the trainer is full")
+
+
+def test_execute__tells_what_happens(ledger, scratch):
+    events = []
+    outcome = run(ledger, planned("train", Toy(steps=2), seed=0), observe=events.append)
+    assert [(event.kind, event.step) for event in events] == [
+        ("begun", 0), ("progress", 1), ("committed", 1), ("progress", 2), ("committed", 2),
+        ("finished", 2),
+    ]  # fmt: skip
+    assert outcome == Finished(events[-1].metrics)
+    assert all(event.total == 2 for event in events[1:])
+    assert list(scratch.iterdir()) == []
+    assert pickle.loads(pickle.dumps(events)) == events
+
+
+def test_execute__each_record_is_told_once(ledger):
+    events = []
+    run(ledger, should_stop=stop_after(3), observe=events.append)
+    run(ledger, observe=events.append, checkpoint_every_s=1e9)
+    told = [record for event in events for record in event.records]
+    assert tuple(told) == ledger.journal(STAGE.digest)
+    assert events[-1].kind == "finished"
+    assert len(events[-1].records) == 5
+
+
+def test_execute__keeps_only_steps_with_metrics(ledger):
+    stage = planned("train", Toy(log_every=3), seed=0)
+    run(ledger, stage)
+    assert [record.step for record in ledger.journal(stage.digest)] == [3, 6]
+
+
+def test_execute__ended_is_not_run_again(ledger):
+    run(ledger)
+    bad = planned("train", Toy(fail_at=1), seed=0)
+    failed = run(ledger, bad)
+    events = []
+    assert run(ledger, observe=events.append) == ledger.outcome(STAGE.digest)
+    assert run(ledger, bad, observe=events.append) == failed
+    assert run(ledger, lead=False, observe=events.append) == ledger.outcome(STAGE.digest)
+    assert [event.kind for event in events] == ["skipped", "skipped"]
+    assert events[0].message == "finished before"
+    assert events[1].message.startswith("failed before: RuntimeError: the toy was asked to fail")
+    assert len(ledger.stage(STAGE.digest).attempts()) == 1
+
+
+def test_execute__stop_before_the_start_does_nothing(ledger):
+    assert run(ledger, should_stop=lambda: True) is None
+    assert ledger.standing(STAGE.digest) == Waiting()
+    assert ledger.stage(STAGE.digest).attempts() == ()
+
+
+def test_execute__stop_commits_the_step_it_was_seen_at(ledger):
+    events = []
+    stop = stop_after(5)
+    assert run(ledger, should_stop=stop, checkpoint_every_s=1e9, observe=events.append) is None
+    assert ledger.standing(STAGE.digest) == Begun(5, 8)
+    assert [event.kind for event in events][-2:] == ["committed", "interrupted"]
+    run(ledger, observe=events.append)
+    (first, second) = ledger.stage(STAGE.digest).attempts()
+    assert (first.ended, first.from_step, first.step) == ("interrupted", 0, 5)
+    assert (second.ended, second.from_step, second.step) == ("finished", 5, 8)
+    assert [event.step for event in events if event.kind == "progress"] == [*range(1, 9)]
+
+
+def test_execute__commits_by_time(ledger):
+    now = iter(range(1000))
+    events = []
+    run(ledger, clock=lambda: next(now), checkpoint_every_s=3.0, observe=events.append)
+    # Each look at the clock takes a second, and so does each commit: the first is due after 3 s,
+    # and after it 9 times what it took pass.
+    assert [event.step for event in events if event.kind == "committed"] == [3]
+
+
+def test_execute__commits_when_asked_and_goes_on(ledger):
+    events = []
+    calls = iter(range(100))
+    run(
+        ledger,
+        save_now=lambda: next(calls) == 3,
+        observe=events.append,
+        checkpoint_every_s=1e9,
+    )
+    assert [event.step for event in events if event.kind == "committed"] == [4]
+    assert events[-1].kind == "finished"
+
+
+def test_execute__trainer_error_is_a_failed_outcome(ledger, scratch):
+    stage, events = planned("train", Toy(fail_at=3), seed=0), []
+    outcome = run(ledger, stage, observe=events.append)
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "RuntimeError: the toy was asked to fail at step 3"
+    assert "_accidents" in outcome.detail
+    assert outcome == ledger.outcome(stage.digest)
+    assert (events[-1].kind, events[-1].message) == ("failed", outcome.error)
+    (attempt,) = ledger.stage(stage.digest).attempts()
+    assert (attempt.ended, attempt.step, attempt.error) == ("failed", 2, outcome.error)
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["save", "export"])
+def test_execute__trainer_error_while_writing_is_a_failed_outcome(ledger, scratch, where):
+    def steps(config, **_):
+        yield ToyProgress(1, 1, {}, explode if where == "save" else nothing)
+        return ToyResult({}, explode)
+
+    outcome = run(ledger, trainer=Only(steps))
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "OSError: the disk of the trainer is full"
+    assert ledger.journal(STAGE.digest) == ()
+    assert list(scratch.iterdir()) == []
+
+
+def forgetful(config, **_):
+    for step in (1, 2, 3):
+        yield ToyProgress(step, 3, {"loss": 1.0}, nothing)
+    return ToyResult({}, nothing)
+
+
+def test_execute__steps_must_go_on_where_they_were_saved(ledger):
+    run(ledger, should_stop=stop_after(2))
+    outcome = run(ledger, trainer=Only(forgetful))
+    assert isinstance(outcome, Failed)
+    assert "Steps must rise, got step 1 after step 2" in outcome.error
+
+
+def test_execute__a_trainer_may_end_rather_than_stop(ledger):
+    outcome = run(ledger, trainer=Only(forgetful), should_stop=stop_after(2))
+    assert isinstance(outcome, Finished)
+    assert len(ledger.journal(STAGE.digest)) == 3
+
+
+def test_execute__no_result_without_a_stop_is_a_failure(ledger):
+    def silent(config, **_):
+        yield ToyProgress(1, 2, {}, nothing)
+
+    assert run(ledger, trainer=Only(silent), workers=2) is None
+    outcome = run(ledger, trainer=Only(silent), resume_step=0)
+    assert isinstance(outcome, Failed)
+    assert "must return its result, got None" in outcome.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_execute__interrupts_pass_and_are_recorded(ledger, scratch, error):
+    closed = []
+
+    def steps(config, **_):
+        try:
+            yield ToyProgress(1, 3, {"loss": 1.0}, nothing)
+            raise error
+        finally:
+            closed.append(True)
+
+    with pytest.raises(error):
+        run(ledger, trainer=Only(steps))
+    assert ledger.standing(STAGE.digest) == Begun(1, 3)
+    (attempt,) = ledger.stage(STAGE.digest).attempts()
+    assert attempt.ended == "interrupted"
+    assert closed
+    assert list(scratch.iterdir()) == []
+
+
+def test_execute__errors_of_observer_and_storage_pass(ledger, tmp_path):
+    def raising(event):
+        if event.kind == "progress":
+            raise RuntimeError("the observer broke")
+
+    with pytest.raises(RuntimeError, match="the observer broke"):
+        run(ledger, observe=raising)
+    assert ledger.outcome(STAGE.digest) is None
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Could not write"):
+        run(Ledger.open(tmp_path / "file"))
+
+
+def test_execute__followers_write_nothing_and_start_with_the_lead(ledger):
+    run(ledger, should_stop=stop_after(3))
+    before = ledger.stage(STAGE.digest).attempts()
+    step = ledger.stage(STAGE.digest).resume_step()
+    assert step == 3
+    events = []
+    follower = run(ledger, lead=False, resume_step=step, workers=2, observe=events.append)
+    assert events == []
+    assert ledger.stage(STAGE.digest).attempts() == before
+    assert ledger.outcome(STAGE.digest) is None
+    assert run(ledger, resume_step=step, workers=2) == follower
+    assert ledger.stage(STAGE.digest).attempts()[-1].workers == 2
+
+
+def test_execute__followers_stop_and_fail_aloud(ledger):
+    assert run(ledger, lead=False, should_stop=stop_after(2)) is None
+    with pytest.raises(RuntimeError, match="asked to fail"):
+        run(ledger, planned("train", Toy(fail_at=2), seed=0), lead=False)
+    assert list(ledger.storage.names("stages")) == []
+
+
+def test_execute__signals_are_asked_alike_in_every_worker(ledger):
+    asked = {True: [], False: []}
+    for lead in (False, True):
+        calls = asked[lead]
+        run(
+            ledger,
+            lead=lead,
+            workers=2,
+            resume_step=0,
+            should_stop=lambda calls=calls: calls.append("stop") or len(calls) > 8,
+            save_now=lambda calls=calls: bool(calls.append("save")),
+        )
+    assert asked[True] == asked[False]
+    assert asked[True][:3] == ["stop", "save", "stop"]
+
+
+def test_execute__needs_a_finished_parent(ledger):
+    score = planned("score", ToyScore(), seed=0, parent=STAGE.digest)
+    with pytest.raises(StorageError, match="must be of a finished stage"):
+        run(ledger, score)
+
+
+def cell_run(ledger, cell: Cell, events: list) -> dict:
+    return execute_cell(
+        cell,
+        trainer=ToyTrainer(),
+        ledger=ledger,
+        place=Place(),
+        observe=events.append,
+        should_stop=never,
+        origin={"host": "here"},
+    )
+
+
+def test_execute_cell__skips_what_has_no_parent(ledger):
+    cell = toy_cell("bad", Toy(fail_at=1), score=ToyScore(), probe=ToyScore())
+    events = []
+    outcomes = cell_run(ledger, cell, events)
+    assert [type(outcome) for outcome in outcomes.values()] == [Failed]
+    skipped = [(event.name, event.message) for event in events if event.kind == "skipped"]
+    assert skipped == [("score", "not run: train failed"), ("probe", "not run: train failed")]
+    lonely = Cell(row="x", seed=0, stages=(planned("score", ToyScore(), seed=1, parent="ab" * 10),))
+    events.clear()
+    assert cell_run(ledger, lonely, events) == {}
+    assert events[0].message == f"not run: {'ab' * 10} has not finished"
+
+
+def test_execute_cell__noise_is_scored(ledger):
+    outcomes = cell_run(ledger, toy_cell("noise", ToyNoise()), [])
+    assert [type(outcome) for outcome in outcomes.values()] == [Finished, Finished]
+
+
+def test_run_inline__stops_between_cells(ledger):
+    run_inline(
+        [toy_cell("a", Toy())],
+        trainer=ToyTrainer(),
+        ledger=ledger,
+        place=Place(),
+        observe=ignore,
+        should_stop=lambda: True,
+    )
+    assert ledger.storage.names("stages") == []
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from ablation.executors.inline import run_inline
+from ablation.ledger import Ledger
+from ablation.protocol import Place
+from ablation.execute import never
+from ablation.testing import Toy, ToyTrainer, ignore, toy_cell
+folder = Path(sys.argv[1])
+run_inline(
+    [toy_cell("a", Toy(die_at=5, rate=0.3))], trainer=ToyTrainer(),
+    ledger=Ledger.open(folder / "ledger"), place=Place(data={"scratch": folder}),
+    observe=ignore, should_stop=never, checkpoint_every_s=float(sys.argv[2]),
+)
+"""
+
+
+@pytest.mark.parametrize("every_s", ["0", "1000"], ids=["with commits", "without a commit"])
+def test_execute__death_leaves_no_trace_in_the_numbers(tmp_path, every_s):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), every_s]
+    train, score = toy_cell("a", Toy(die_at=5, rate=0.3))
+    assert subprocess.run(command, check=False).returncode == 17
+    ledger = Ledger.open(tmp_path / "ledger")
+    assert ledger.standing(train.digest) == (Begun(4, 8) if every_s == "0" else Waiting())
+    assert subprocess.run(command, check=False).returncode == 0
+    quiet, events = Ledger.open(tmp_path / "quiet"), []
+    cell = toy_cell("a", Toy(rate=0.3))
+    cell_run(quiet, cell, events)
+    assert ledger.outcome(score.digest) == quiet.outcome(cell.stages[1].digest)
+    assert [(r.step, r.metrics) for r in ledger.journal(train.digest)] == [
+        (r.step, r.metrics) for r in quiet.journal(cell.stages[0].digest)
+    ]
+    first, second = ledger.stage(train.digest).attempts()
+    assert (first.ended, second.ended) == (None, "finished")
+    assert {"host", "user", "python", "packages", "trainer"} <= set(second.provenance)

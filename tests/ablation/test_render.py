@@ -1,0 +1,209 @@
+"""Three ways to draw a table, on awkward labels too."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ablation.cells import Begun, Failed, Finished, Standing, Waiting
+from ablation.plan import Plan, plan
+from ablation.render import to_csv, to_markdown, to_text
+from ablation.study import load_study
+from ablation.table import Table, TableRow, tabulate
+from ablation.toy import ToyTrainer
+
+HEAD = """\
+name: toys
+question: Does the rate matter?
+trainer: toy
+preset: quick
+seeds: [0, 1, 2]
+evaluate: [score, probe]
+metric: score/accuracy
+"""
+ROWS = (
+    HEAD
+    + """\
+baseline: a
+references: [noise]
+rows: {a: {rate: 0.1}, b: {rate: 0.2}, c: {rate: 0.3}}
+published: {b: {value: 82.5, source: Table 1, status: second-hand}}
+"""
+)
+GRID = (
+    HEAD
+    + """\
+baseline: low / x
+grid:
+  rate: {low: {rate: 0.1}, high: {rate: 0.2}}
+  mask: {x: {mask.ratio: 0.1}, y: {mask.ratio: 1}}
+layout: {down: rate, across: mask}
+published: {high / y: 80}
+"""
+)
+
+Planner = Callable[[str], Plan]
+Numbers = Mapping[tuple[str, int], float | Standing]
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Planner:
+    def make(text: str) -> Plan:
+        (tmp_path / "x.yaml").write_text(text)
+        study = load_study(tmp_path / "x.yaml", lookup=lambda name: ToyTrainer())
+        return plan(study, ToyTrainer(), {})
+
+    return make
+
+
+def standings(found: Plan, numbers: Numbers) -> dict[str, Standing]:
+    """Finished trainings, and evaluations with the number (probe: half of it) of (row, seed)."""
+    stands: dict[str, Standing] = {}
+    for cell in found.cells:
+        train, score, probe = cell.stages
+        match numbers.get((cell.row, cell.seed), Waiting()):
+            case float() | int() as number:
+                stands[train.digest] = Finished({"loss": 0.1})
+                stands[score.digest] = Finished({"accuracy": number})
+                stands[probe.digest] = Finished({"accuracy": number / 2})
+            case standing:
+                stands[train.digest] = standing
+    return stands
+
+
+def full(rows: Mapping[str, tuple[float, float, float]]) -> Numbers:
+    return {(row, seed): v for row, values in rows.items() for seed, v in enumerate(values)}
+
+
+COMPLETE = full(
+    {
+        "a": (82.40, 82.50, 82.57),
+        "b": (82.90, 82.95, 83.10),
+        "c": (82.50, 82.40, 82.60),
+        "noise": (10.1, 10.2, 10.0),
+    }
+)
+
+
+def by_label(table: Table) -> dict[str, TableRow]:
+    return {row.label: row for row in table.rows}
+
+
+def text_of(table: Table, *, flat: bool = False, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(to_text(table, width=width, flat=flat))
+    return capture.get()
+
+
+def test_to_text__is_readable_at_80_columns(planned: Planner) -> None:
+    found = planned(ROWS)
+    text = text_of(tabulate(found, standings(found, COMPLETE)))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for word in ("82.98 ± 0.10", "+0.49", "[+0.39, +0.59]", "better", "82.5", "noise"):
+        assert word in text
+    assert "probe/accuracy ↑" in text
+    wide = text_of(tabulate(found, standings(found, COMPLETE)), width=160)
+    assert len(wide.splitlines()) < len(text.splitlines())
+
+
+def test_renderers__a_question_is_optional(planned: Planner) -> None:
+    table = tabulate(planned(ROWS.replace("question: Does the rate matter?\n", "")), {})
+    assert to_markdown(table).startswith("## toys\n\n| row | n |")
+    assert "rate" not in text_of(table)
+
+
+def test_to_text__names_what_is_missing(planned: Planner) -> None:
+    found = planned(ROWS)
+    text = text_of(tabulate(found, standings(found, {("a", 0): Failed("boom [red]")})))
+    assert "a, seed 0: train failed: boom [red]" in text
+    assert "0 of 3" in text
+
+
+def test_to_markdown__bolds_only_what_the_interval_supports(planned: Planner) -> None:
+    found = planned(ROWS)
+    text = to_markdown(tabulate(found, standings(found, COMPLETE)))
+    assert text.count("**") == 4
+    assert "| b | 3 | **82.98 ± 0.10** | +0.49 \\[+0.39, +0.59\\] | better |" in text
+    assert "| c | 3 | 82.50 ± 0.10 |" in text
+    assert "### References" in text
+
+
+def test_renderers__grids(planned: Planner) -> None:
+    found = planned(GRID)
+    numbers = full({"low / x": (1.0, 1.1, 1.2), "high / y": (2.0, 2.2, 2.1)})
+    table = tabulate(found, standings(found, {**numbers, ("low / y", 0): 1.5}))
+    markdown = to_markdown(table)
+    assert "| score/accuracy ↑: rate | x | y |" in markdown
+    assert "| low | 1.10 ± 0.10 | 1.50 (1 of 3) |" in markdown
+    assert "| high | — (0 of 3) | **2.10 ± 0.10** (published 80.0) |" in markdown
+    assert "| low / x | 3 |" in to_markdown(table, flat=True)
+    assert "low / x" in text_of(table, flat=True)
+    assert "published 80.0" in text_of(table)
+    (first, *_) = csv.DictReader(io.StringIO(to_csv(table)))
+    assert (first["rate"], first["mask"], first["row"]) == ("low", "x", "low / x")
+
+
+AWKWARD = ["a|b", "*bold*", "[red]x[/red]", "=1+1", "+pred", "-0.5", "@x", "ü <b>", "back\\slash"]
+
+
+def test_renderers__awkward_labels(planned: Planner) -> None:
+    labels = ", ".join(f"{label!r}: {{rate: 0.{i + 1}}}" for i, label in enumerate(AWKWARD))
+    labels = labels.replace("\\\\", "\\")
+    found = planned(f"{HEAD}baseline: 'a|b'\nrows: {{{labels}}}\n")
+    table = tabulate(found, {})
+    assert [row.label for row in table.rows] == AWKWARD
+    text = text_of(table)
+    assert all(label in text for label in AWKWARD)
+    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert len({line.count("|") - line.count("\\|") for line in lines}) == 1
+    assert any(line.startswith("| a\\|b |") for line in lines)
+    assert any(line.startswith("| \\*bold\\* |") for line in lines)
+    read = [row["row"] for row in csv.DictReader(io.StringIO(to_csv(table)))][::2]
+    assert read == [
+        "a|b",
+        "*bold*",
+        "[red]x[/red]",
+        "'=1+1",
+        "'+pred",
+        "'-0.5",
+        "'@x",
+        *AWKWARD[7:],
+    ]
+
+
+def test_to_csv__full_precision_and_provenance(planned: Planner) -> None:
+    found = planned(ROWS)
+    table = tabulate(found, standings(found, {**COMPLETE, ("b", 1): Begun(1, 2)}))
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(rows) == 2 * 4
+    b = next(row for row in rows if (row["row"], row["metric"]) == ("b", "score/accuracy"))
+    assert (b["n"], b["expected"], b["seed 0"], b["seed 1"]) == ("2", "3", "82.9", "")
+    assert (b["published"], b["source"], b["status"]) == ("82.5", "Table 1", "second-hand")
+    assert b["seed 1 missing"] == "train 50 %"
+    assert b["seed 0 stage"] in found.stages
+    entry = by_label(table)["b"].entries["score/accuracy"]
+    assert entry.summary is not None
+    assert float(b["sd"]) == entry.summary.sd
+    assert [row["kind"] for row in rows][-2:] == ["reference", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((82.952, 82.954, 82.956), "82.95 ± 0.00"),
+        ((80.0, 83.0, 86.0), "83.0 ± 3.0"),
+        ((60.0, 83.0, 99.0), "81 ± 20"),
+        ((0.8301, 0.8311, 0.8322), "0.8311 ± 0.0011"),
+        ((0.0, 0.0, 0.0), "0.00 ± 0.00"),
+    ],
+)
+def test_digits__no_more_than_the_spread_allows(
+    planned: Planner, values: tuple[float, float, float], expected: str
+) -> None:
+    found = planned(ROWS)
+    text = to_markdown(tabulate(found, standings(found, full({"a": values}))))
+    assert f"| a | 3 | {expected} |" in text

@@ -1,0 +1,170 @@
+"""Frozen features: what an exported encoder makes of every image of a split.
+
+Batches of one constant size are dealt to the workers and gathered in index order, so the features
+are the same bits for any number of workers. Letters: B images of a batch, N of a split, D width.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hpm.config import Data
+from hpm.data.loading import evaluation_batches
+from hpm.data.source import Source
+from hpm.distributed import all_gather, this_worker
+from hpm.weights import load_encoder
+
+__all__ = ["BATCH", "Features", "FrozenEncoder", "Pool", "export_pixels", "load_frozen"]
+
+Pool: TypeAlias = Literal["cls", "mean"]
+
+BATCH = 128
+"""Images of one pass. Part of the numbers: a matrix product's last bits depend on its shape."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenEncoder:
+    """A function from images to features, and the images that it takes."""
+
+    data: Data
+    width: int
+    device: torch.device
+    function: Callable[[Tensor], Tensor]
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Features [B, D], float32, on the encoder's device, in passes of constant size."""
+        parts = torch.split(images_BCHW, BATCH)
+        with torch.inference_mode():
+            rows_BD = torch.cat([self.function(part.to(self.device)) for part in parts])
+        # A tensor that was born in inference mode could not enter a probe's backward pass.
+        return rows_BD.clone()
+
+
+def export_pixels(folder: Path, data: Data) -> None:
+    """Write the description of the encoder that is none: features are the image's own pixels."""
+    document = {"encoder": "pixels", "data": asdict(data)}
+    (folder / "encoder.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def load_frozen(folder: Path, *, data: Data | None, pool: Pool) -> FrozenEncoder:
+    """The exported student, pooled after its last norm, or the pixels where those were exported.
+
+    `data` None means the images that it was trained on.
+
+    Raises:
+        ValueError: the encoder is for images of another size than the data's.
+    """
+    device = this_worker().device
+    document = json.loads((folder / "encoder.json").read_text())
+    if document["encoder"] == "pixels":
+        data = data or Data(**document["data"])
+        width = 3 * data.image_size**2
+        return FrozenEncoder(data=data, width=width, device=device, function=_flatten)
+    encoder, description = load_encoder(folder)
+    size = description.data.image_size
+    if data is not None and data.image_size != size:
+        raise ValueError(
+            f"data.image_size must be that of the encoder, {size}, got {data.image_size}. "
+            "Leave data out, or give it that size."
+        )
+    encoder.to(device)
+
+    def pooled(images_BCHW: Tensor) -> Tensor:
+        tokens: Tensor = encoder(images_BCHW)
+        return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+    width = description.encoder.width
+    return FrozenEncoder(data=data or description.data, width=width, device=device, function=pooled)
+
+
+def _flatten(images_BCHW: Tensor) -> Tensor:
+    return images_BCHW.flatten(1)
+
+
+@final
+class Features:
+    """The features and labels of one split, of which the first `filled` images are there."""
+
+    def __init__(self, source: Source, width: int) -> None:
+        self.source = source
+        self.filled = 0
+        self.rows_ND = torch.zeros(len(source), width)
+        self.labels_N = torch.zeros(len(source), dtype=torch.int64)
+
+    @property
+    def steps(self) -> int:
+        """Batches of the split."""
+        return -(-len(self.source) // BATCH)
+
+    @property
+    def done(self) -> int:
+        """Batches that are there."""
+        return -(-self.filled // BATCH)
+
+    def fill(self, encoder: FrozenEncoder, *, loaders: int) -> Iterator[None]:
+        """Add what is missing, and stop for a moment after each batch."""
+        worker = this_worker()
+        batches = evaluation_batches(
+            _Rest(self.source, self.filled),
+            encoder.data.image_size,
+            batch_size=BATCH,
+            rank=worker.rank,
+            world=worker.world,
+            loaders=loaders,
+        )
+        while self.filled < len(self.source):
+            # In the last round a worker may have no batch left: its peers still wait for it.
+            rows_BD, labels_B = torch.zeros(0, encoder.width), torch.zeros(0, dtype=torch.int64)
+            if (batch := next(batches, None)) is not None:
+                rows_BD, labels_B = encoder.encode(batch.images), batch.labels
+            rows_BD = all_gather(rows_BD.to(encoder.device)).cpu()
+            labels_B = all_gather(labels_B.to(encoder.device)).cpu()
+            parts = torch.split(rows_BD, BATCH), torch.split(labels_B, BATCH)
+            for rows, labels in zip(*parts, strict=True):
+                self._append(rows, labels)
+                yield
+
+    def state(self) -> dict[str, Tensor]:
+        """What is there, for `restore`."""
+        return {
+            "rows": self.rows_ND[: self.filled].clone(),
+            "labels": self.labels_N[: self.filled].clone(),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Start from what an earlier `state` held."""
+        self.filled = 0
+        self._append(state["rows"], state["labels"])
+
+    def _append(self, rows_BD: Tensor, labels_B: Tensor) -> None:
+        end = self.filled + len(rows_BD)
+        self.rows_ND[self.filled : end] = rows_BD
+        self.labels_N[self.filled : end] = labels_B
+        self.filled = end
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """A source from its image `first` on."""
+
+    source: Source
+    first: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.source) - self.first
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(self.first + index)
+
+    def label(self, index: int) -> int:
+        return self.source.label(self.first + index)

@@ -1,0 +1,63 @@
+"""The yardsticks below training: an encoder as initialised, and the image itself.
+
+Both stand in for pretraining, so the very same evaluations run on what they export.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hpm.config import Pixels, Random
+from hpm.evaluate.features import export_pixels
+from hpm.model import VisionTransformer, initialize
+from hpm.progress import Place, Progress, Result, StageRun
+from hpm.randomness import Purpose, generator
+from hpm.weights import Description, export_encoder
+
+__all__ = ["run_pixels", "run_random"]
+
+
+def run_random(
+    config: Random,
+    /,
+    *,
+    seed: int,
+    place: Place,
+    inputs: Path | None,
+    resume: Path | None,
+    should_stop: Callable[[], bool],
+) -> StageRun:
+    """Export, in one step, the very encoder that pretraining with this seed starts from."""
+    assert inputs is None, "a reference starts from nothing"
+    if should_stop():
+        return None
+    torch.set_num_threads(place.threads)
+    encoder = VisionTransformer(config.encoder, image_size=config.data.image_size)
+    draws = generator(Purpose.INIT, seed=seed)
+    initialize(encoder, torch.Generator().manual_seed(int(draws.integers(2**63))))
+    yield Progress(1, 1, {}, _save_nothing)
+    description = Description(config.encoder, config.data)
+    return Result({}, lambda folder: export_encoder(folder, description, student=encoder))
+
+
+def run_pixels(
+    config: Pixels,
+    /,
+    *,
+    seed: int,
+    place: Place,
+    inputs: Path | None,
+    resume: Path | None,
+    should_stop: Callable[[], bool],
+) -> StageRun:
+    """Export, in one step, the description of an encoder that leaves images as they are."""
+    assert inputs is None, "a reference starts from nothing"
+    if should_stop():
+        return None
+    yield Progress(1, 1, {}, _save_nothing)
+    return Result({}, lambda folder: export_pixels(folder, config.data))
+
+
+def _save_nothing(folder: Path) -> None:
+    """All that a reference is follows from its configuration and seed."""

@@ -1,0 +1,127 @@
+"""What a pretraining run changes as it goes: student, teacher, optimizer; and one step of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from hpm.checkpoint import load_state, save_state
+from hpm.config import Pretrain
+from hpm.data.loading import Batch
+from hpm.distributed import Worker, parallel, unsynced
+from hpm.model import MaskedModel, initialize
+from hpm.objective import hpm_losses
+from hpm.optim import build_optimizer, set_learning_rate
+from hpm.randomness import Purpose, generator
+from hpm.schedules import Scheduled
+from hpm.teacher import build_teacher, needs_teacher, update_teacher
+from hpm.weights import Description, export_encoder
+
+__all__ = ["Learner", "build_student"]
+
+
+def build_student(config: Pretrain, seed: int) -> MaskedModel:
+    """The model at step 0; what two rows have in common starts from the same weights."""
+    student = MaskedModel(
+        config.encoder,
+        config.decoder,
+        image_size=config.data.image_size,
+        loss_predictor=config.predictor.objective != "none",
+    )
+    draws = generator(Purpose.INIT, seed=seed)
+    initialize(student, torch.Generator().manual_seed(int(draws.integers(2**63))))
+    return student
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """The parts of a run that have state; `parallel` is the student as all workers train it."""
+
+    config: Pretrain
+    worker: Worker
+    student: MaskedModel
+    parallel: nn.Module
+    teacher: MaskedModel | None
+    optimizer: AdamW
+
+    @classmethod
+    def start(cls, config: Pretrain, *, seed: int, worker: Worker) -> Self:
+        """Everything at step 0, on the worker's device."""
+        student = build_student(config, seed).to(worker.device)
+        teacher = build_teacher(config, student) if needs_teacher(config) else None
+        return cls(
+            config=config,
+            worker=worker,
+            student=student,
+            parallel=parallel(student, worker),
+            teacher=None if teacher is None else teacher.to(worker.device),
+            optimizer=build_optimizer(student, config.optim),
+        )
+
+    def step(self, parts: Sequence[Batch], now: Scheduled) -> dict[str, Tensor]:
+        """One optimizer step over the parts of a batch; this worker's means of the losses."""
+        set_learning_rate(self.optimizer, now.learning_rate)
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with unsynced(self.parallel, last=number == len(parts)):
+                for name, loss in self._backward(part, now.num_hard, len(parts)).items():
+                    sums[name] = sums[name] + loss if name in sums else loss
+        clip = self.config.optim.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), clip)
+        self.optimizer.step()
+        if self.teacher is not None:
+            update_teacher(self.teacher, self.student, now.momentum)
+        return {**{name: loss / len(parts) for name, loss in sums.items()}, "grad_norm": norm}
+
+    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float]) -> None:
+        """Write all that is needed to go on after `step`."""
+        teacher = None if self.teacher is None else self.teacher.state_dict()
+        state = {
+            "step": step,
+            "metrics": dict(metrics),
+            "student": self.student.state_dict(),
+            "teacher": teacher,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_state(folder, state)
+
+    def restore(self, folder: Path) -> tuple[int, dict[str, float]]:
+        """Take over what `save` wrote; its step and metrics."""
+        state = load_state(folder, self.worker.device)
+        self.student.load_state_dict(state["student"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["step"], state["metrics"]
+
+    def export(self, folder: Path) -> None:
+        """Write the encoders of student and, where there is one, teacher."""
+        export_encoder(
+            folder,
+            Description(self.config.encoder, self.config.data),
+            student=self.student.encoder,
+            teacher=None if self.teacher is None else self.teacher.encoder,
+        )
+
+    def _backward(self, part: Batch, num_hard: int, num_parts: int) -> dict[str, Tensor]:
+        losses = hpm_losses(
+            self.parallel,
+            self.teacher,
+            part.images.to(self.worker.device, non_blocking=True),
+            part.noise.to(self.worker.device, non_blocking=True),
+            config=self.config,
+            num_hard=num_hard,
+        )
+        # The gradient is the mean over the parts; torch leaves `backward` without types.
+        torch.autograd.backward(losses.total / num_parts)
+        values = {"loss": losses.total, "reconstruction_loss": losses.reconstruction}
+        if losses.predictor is not None:
+            values["predictor_loss"] = losses.predictor
+        return {name: value.detach() for name, value in values.items()}

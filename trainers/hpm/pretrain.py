@@ -1,0 +1,106 @@
+"""The pretraining loop: a generator that takes one optimizer step between two yields.
+
+It holds no random state. Samples, views, masks and initial weights are functions of the seed and
+the step, so a run that stops and resumes gives the numbers of one that never stopped.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpm.config import Pretrain
+from hpm.data.loading import steps_per_epoch, training_batches
+from hpm.data.source import open_source
+from hpm.distributed import all_mean, this_worker
+from hpm.learner import Learner
+from hpm.progress import Place, Progress, Result, StageRun
+from hpm.schedules import Scheduled, at_step
+
+__all__ = ["NonFiniteLossError", "run"]
+
+_RECORDS = 200
+"""Steps of a run that have metrics, about."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is not a number any more; the text names the step and the last finite loss."""
+
+
+def run(
+    config: Pretrain,
+    /,
+    *,
+    seed: int,
+    place: Place,
+    inputs: Path | None,
+    resume: Path | None,
+    should_stop: Callable[[], bool],
+) -> StageRun:
+    """Pretrain, and export the encoders of student and teacher.
+
+    About 200 steps of a run have metrics, the last among them: `loss`, `reconstruction_loss`,
+    `predictor_loss`, `grad_norm` (before clipping), `lr`, and with a teacher `hard_share` and
+    `ema_momentum`. What a `Progress` saves is its step's state until the next step begins.
+
+    Raises:
+        DataError: the training set is absent, unreadable or smaller than a batch.
+        NonFiniteLossError: the loss at a step with metrics is not finite.
+    """
+    assert inputs is None, "pretraining starts from nothing"
+    torch.set_num_threads(place.threads)
+    worker, optim = this_worker(), config.optim
+    source = open_source(config.data.name, "train", place.data)
+    epoch_steps = steps_per_epoch(len(source), optim.batch_size)
+    total = config.epochs * epoch_steps
+
+    learner = Learner.start(config, seed=seed, worker=worker)
+    done, metrics = (0, {}) if resume is None else learner.restore(resume)
+    batches = training_batches(
+        source,
+        config.data,
+        seed=seed,
+        batch_size=optim.batch_size,
+        parts=optim.accumulate,
+        rank=worker.rank,
+        world=worker.world,
+        first_step=done,
+        last_step=total,
+        num_patches=config.num_patches,
+        loaders=place.loaders,
+    )
+    while done < total:
+        if should_stop():
+            return None
+        now = at_step(config, done, epoch_steps=epoch_steps)
+        means = learner.step(list(islice(batches, optim.accumulate)), now)
+        done += 1
+        recorded = done % max(1, total // _RECORDS) == 0 or done == total
+        if recorded:
+            before = metrics.get("loss")
+            metrics = _metrics(means, now, teacher=learner.teacher is not None)
+            _require_finite(metrics["loss"], done, before=before)
+        save = partial(learner.save, step=done, metrics=metrics)
+        yield Progress(done, total, metrics if recorded else {}, save)
+    return Result(metrics, learner.export)
+
+
+def _metrics(means: Mapping[str, Tensor], now: Scheduled, *, teacher: bool) -> dict[str, float]:
+    values = all_mean(torch.stack(list(means.values()))).tolist()
+    metrics = dict(zip(means, values, strict=True)) | {"lr": now.learning_rate}
+    if teacher:
+        metrics |= {"hard_share": now.hard_share, "ema_momentum": now.momentum}
+    return metrics
+
+
+def _require_finite(loss: float, step: int, *, before: float | None) -> None:
+    if not math.isfinite(loss):
+        last = "none was recorded" if before is None else f"the last finite one was {before:.6g}"
+        raise NonFiniteLossError(
+            f"The loss must stay finite, got {loss} at step {step} ({last}). "
+            "Lower optim.base_lr, lengthen optim.warmup_epochs or use precision float32."
+        )

@@ -1,0 +1,50 @@
+"""What a stage yields and returns, and what it is told about the place it runs in.
+
+These types fit the platform's protocols by their structure alone, so neither side imports the
+other.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
+
+__all__ = ["Place", "Progress", "Result", "StageRun"]
+
+
+class Place(Protocol):
+    """Where and how fast a stage runs; it never changes what is computed."""
+
+    @property
+    def data(self) -> Mapping[str, Path]:
+        """Folders of data sets by name."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Compute threads of one worker."""
+        ...
+
+    @property
+    def loaders(self) -> int:
+        """Loader processes of one worker (0: none)."""
+        ...
+
+
+class Progress(NamedTuple):
+    """One step done: `step` of `total`, its metrics (empty at most steps), and how to save."""
+
+    step: int
+    total: int
+    metrics: Mapping[str, float]
+    save: Callable[[Path], None]
+
+
+class Result(NamedTuple):
+    """How a stage ends: its final metrics, and what writes everything that outlives it."""
+
+    metrics: Mapping[str, float]
+    export: Callable[[Path], None]
+
+
+StageRun: TypeAlias = Generator[Progress, None, Result | None]
+"""A running stage; it returns None where it was asked to stop."""

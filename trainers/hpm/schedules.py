@@ -1,0 +1,85 @@
+"""What changes over a run, as plain numbers: learning rate, hard share, the teacher's momentum."""
+
+import math
+from typing import NamedTuple
+
+from hpm.config import Optim, Pretrain
+
+__all__ = [
+    "Scheduled",
+    "at_step",
+    "ema_momentum",
+    "hard_share",
+    "learning_rate",
+    "num_hard",
+    "peak_learning_rate",
+]
+
+
+def peak_learning_rate(optim: Optim) -> float:
+    """Learning rate after warm-up: the base rate is for a global batch of 256."""
+    return optim.base_lr * optim.batch_size / 256
+
+
+def learning_rate(epoch: float, *, peak: float, warmup_epochs: float, epochs: float) -> float:
+    """Linear from 0 to `peak`, then a half cosine back to 0; `epoch` counts fractions too.
+
+    Official: per iteration, so the first one has a learning rate of 0.
+    """
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    if epoch >= epochs:
+        return 0.0
+    done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def hard_share(epoch: int, *, first: float, last: float, epochs: int) -> float:
+    """Share of the hidden patches that the predicted loss chooses in an epoch (from 0).
+
+    Official: it moves at each epoch's end and reaches `last` in the last epoch.
+    """
+    return first + (last - first) * (epoch + 1) / epochs
+
+
+def num_hard(num_masked: int, share: float) -> int:
+    """Hidden patches that the predicted loss chooses: the share, rounded down as officially."""
+    return int(num_masked * share)
+
+
+def ema_momentum(epoch: float, *, start: float, end: float, ramp_epochs: float) -> float:
+    """The teacher's momentum: linear from `start`, and `end` from `ramp_epochs` on."""
+    if epoch >= ramp_epochs:
+        return end
+    return start + (end - start) * epoch / ramp_epochs
+
+
+class Scheduled(NamedTuple):
+    """What holds for one optimizer step."""
+
+    learning_rate: float
+    hard_share: float
+    num_hard: int
+    momentum: float
+
+
+def at_step(config: Pretrain, step: int, *, epoch_steps: int) -> Scheduled:
+    """The schedules at a step (from 0) of a run with `epoch_steps` steps an epoch.
+
+    As officially, the learning rate moves with every step, the others with every epoch.
+    """
+    epoch, (first, last) = step // epoch_steps, config.mask.hard_range
+    share = hard_share(epoch, first=first, last=last, epochs=config.epochs)
+    return Scheduled(
+        learning_rate=learning_rate(
+            step / epoch_steps,
+            peak=peak_learning_rate(config.optim),
+            warmup_epochs=config.optim.warmup_epochs,
+            epochs=config.epochs,
+        ),
+        hard_share=share,
+        num_hard=num_hard(config.num_masked, share),
+        momentum=ema_momentum(
+            epoch, start=config.ema.start, end=config.ema.end, ramp_epochs=config.ema.ramp_epochs
+        ),
+    )
