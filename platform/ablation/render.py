@@ -156,7 +156,8 @@ def _crossed(table: Table) -> Part:
     for row in table.rows:
         cell = _counted(row.entries[table.metric.name], digits)
         if row.published is not None:
-            cell = cell._replace(aside=f"{cell.aside} (published {_published(row)})")
+            published = _published(row).replace("\n", ", ")
+            cell = cell._replace(aside=f"{cell.aside} (published {published})")
         lines.setdefault(row.levels[0], [Cell(row.levels[0])]).append(cell)
     return [f"{_title(table.metric)}: {table.axes[0]}", *across], list(lines.values())
 

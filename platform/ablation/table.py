@@ -80,7 +80,8 @@ class TableRow:
 class Table:
     """A study's answer so far. `metrics[0]` is the study's own; `missing` names what is not there.
 
-    `axes` names the axes of `levels`, none for plain rows; with `layout` the first runs down and the second across.
+    `axes` names the axes of `levels`, none for plain rows; with `layout` the first runs down and
+    the second across.
     """
 
     name: str

@@ -1,10 +1,13 @@
 """Studies of the method itself: the installed trainer, found by its entry point."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ablation.problems import StudyError
+from ablation.protocol import Trainer
 from ablation.schema import json_schema
 from ablation.study import load_study
 from ablation.trainers import load_trainer
@@ -22,14 +25,33 @@ rows:
   easy-to-hard: {mask.hard_share: [0.0, 0.5]}
   hardest only: {mask.hard_share: 1.0}
   easiest:      {mask.hard_share: [0.0, 0.5], mask.prefer: easy}
+set: {predictor.objective: relative}
 """
 
 
+class Hpm:
+    """The installed trainer with one more preset: nothing but defaults."""
+
+    def __init__(self) -> None:
+        self.real = load_trainer("hpm")
+        self.name, self.result_version = self.real.name, self.real.result_version
+        self.stages, self.metrics = self.real.stages, self.real.metrics
+        self.fingerprint, self.check = self.real.fingerprint, self.real.check
+
+    def presets(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        return {"defaults": {}, **self.real.presets()}
+
+
+def lookup(name: str) -> Trainer:
+    assert name == "hpm"
+    return Hpm()
+
+
 def test_load__every_preset_of_the_method_can_be_ablated(tmp_path: Path) -> None:
-    trainer, file = load_trainer("hpm"), tmp_path / "x.yaml"
+    trainer, file = lookup("hpm"), tmp_path / "x.yaml"
     for preset in trainer.presets():
         file.write_text(STUDY.replace("PRESET", preset))
-        study = load_study(file)
+        study = load_study(file, lookup=lookup)
         assert [row.config.mask.hard_range for row in study.rows] == [
             (0, 0),
             (0, 0.5),
@@ -41,15 +63,15 @@ def test_load__every_preset_of_the_method_can_be_ablated(tmp_path: Path) -> None
 
 def test_load__the_methods_own_rules_are_told_at_their_line(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    preset = next(iter(load_trainer("hpm").presets()))
-    text = STUDY.replace("PRESET", preset).replace("1.0}", "1.5, mask.ratio: 1}")
-    file.write_text(text + "  mae: {predictor.objective: none, mask.hard_share: 1}\n")
+    text = STUDY.replace("PRESET", "defaults").replace("1.0}", "1.5, mask.ratio: 1}")
+    mae = "  mae: {predictor.objective: none, mask.hard_share: 1}\n"
+    file.write_text(text.replace("  easiest", f"{mae}  easiest"))
     with pytest.raises(StudyError) as caught:
-        load_study(file)
+        load_study(file, lookup=lookup)
     assert str(caught.value).replace(str(file), "x.yaml").splitlines() == [
         "x.yaml:11: mask.hard_share must be a number in [0, 1] or two of them, [first, last], "
         "got 1.5.",
         "x.yaml:11: mask.ratio must be in (0, 1), got 1.",
-        "x.yaml:13: mask.hard_share must be 0 without a loss predictor "
+        "x.yaml:12: mask.hard_share must be 0 without a loss predictor "
         "(predictor.objective: none), got 1.0.",
     ]

@@ -83,6 +83,7 @@ def test_load__one_wrong_key(problem: Problem, key: str, line: str, expected: st
          '9: oven.racks must be a list, each a whole number, got [1, "x"].'),
         ("set: {kind: rol}",
          "9: kind must be one of loaf, roll, got \"rol\". Did you mean 'roll'?"),
+        ("set: {minutes: }", "9: minutes must be a whole number, got nothing."),
         ("set: {oven: 3}", "9: oven must be settings of its own, got 3."),
         ("set: {oven.heat: .nan}", "9: numbers must be finite, got .nan."),
         ("set: {oven.heat: 301}", "9: oven.heat must be in (0, 300), got 301."),
@@ -170,6 +171,20 @@ def test_load__grid_rule_between_levels_names_the_combination(
     )
     line = problem(changed("baseline", "baseline: low / dry") + grid)
     assert line == "x.yaml:10: steam must be false above 250, got heat 280."
+
+
+def test_load__without_a_preset_only_what_a_row_says_is_judged(problems: Problems) -> None:
+    text = changed("preset", "preset: ht") + "rows: {a: {oven.heat: 280}, b: {oven.heat: 900}}\n"
+    assert problems(text + "set: {steam: true}\n") == [
+        "x.yaml:3: preset must be one of bakery's, got 'ht'. Did you mean 'hot'?",
+        "x.yaml:8: oven.heat must be in (0, 300), got 900.",
+    ]
+
+
+def test_load__nested_settings_that_are_not_set_are_not_blamed(problem: Problem) -> None:
+    text = HEAD + "rows:\n  a: {steam: false}\n  b: {steam: true, oven: {racks: [2]}}\n"
+    line = problem(text + "set: {oven.heat: 400}\n")
+    assert line == "x.yaml:11: oven.heat must be in (0, 300), got 400."
 
 
 def test_load__says_everything_at_once_and_common_faults_once(problems: Problems) -> None:
