@@ -11,14 +11,18 @@ __all__ = ["Problem", "StudyError", "nearest", "show"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One sentence about one place: what must hold, what was got, what to do."""
+    """One sentence about one place: what must hold, what was got, what to do.
+
+    `line` 0 is a place without lines, such as the environment.
+    """
 
     file: str
     line: int
     sentence: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.sentence}"
+        at = f":{self.line}" if self.line else ""
+        return f"{self.file}{at}: {self.sentence}"
 
 
 class StudyError(Exception):

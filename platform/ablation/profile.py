@@ -13,6 +13,7 @@ from ablation.layout import Layout
 from ablation.problems import Problem, StudyError
 from ablation.protocol import Place
 from ablation.settings import Fault, flatten, settle, unknown
+from ablation.storage import Storage
 from ablation.yamlfile import read
 
 __all__ = ["Profile", "load_profile"]
@@ -70,6 +71,17 @@ class Profile:
         """What a stage is told."""
         data = {name: Path(folder) for name, folder in self.data.items()}
         return Place(data=data, threads=self.cpus_per_worker, loaders=self.loaders)
+
+    @property
+    def mlflow(self) -> tuple[str, Path | None]:
+        """URI of the MLflow store, and the folder of its artifacts where it is the embedded one.
+
+        The embedded store lies beside a local ledger; a remote ledger's in the working folder.
+        """
+        if self.tracking is not None:
+            return self.tracking, None
+        here = Storage.open(self.storage).local or Path("ablation-results").absolute()
+        return f"sqlite:///{here / 'mlflow.db'}", here / "mlflow"
 
 
 def load_profile(
@@ -136,6 +148,6 @@ def _over(profile: Profile, values: Mapping[str, Any], *, where: str) -> Profile
     data = {**profile.data, **values.get("data", {})}
     settled, faults = settle(Profile, {**flat, **values, "data": data})
     if faults:
-        raise StudyError(Problem(where, 1, f"{f.path} {f.sentence}") for f in faults)
+        raise StudyError(Problem(where, 0, f"{f.path} {f.sentence}") for f in faults)
     result: Profile = settled
     return result

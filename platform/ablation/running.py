@@ -19,20 +19,9 @@ from ablation.protocol import Trainer
 from ablation.render import to_csv, to_markdown
 from ablation.table import tabulate
 
-__all__ = ["embedded_store", "run_study"]
+__all__ = ["run_study"]
 
 _MIRRORED = "mirrored.txt"
-
-
-def embedded_store(profile: Profile) -> tuple[str, Path | None]:
-    """URI of the MLflow store, and the folder of its artifacts where it is the embedded one.
-
-    The embedded store lies beside a local ledger; a remote ledger's lies in the working folder.
-    """
-    if profile.tracking is not None:
-        return profile.tracking, None
-    here = Ledger.open(profile.storage).storage.local or Path("ablation-results").absolute()
-    return f"sqlite:///{here / 'mlflow.db'}", here / "mlflow"
 
 
 def run_study(
@@ -79,7 +68,7 @@ def _run(
     study = Path(plan.study.document.file).read_text()
     ledger.write_study(plan.study.name, {"study.yaml": study})
     done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
-    uri, artifacts = embedded_store(profile)
+    uri, artifacts = profile.mlflow
     follower = Follower(
         Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=artifacts), console.print
     )
@@ -149,9 +138,9 @@ def _ended(cell: Cell, standings: Mapping[str, Standing]) -> bool:
 def _state(plan: Plan, profile: Profile) -> str:
     """What a whole mirror mirrors: changes when a stage, a label or the server does."""
     cells = [(cell.row, cell.seed, [stage.digest for stage in cell]) for cell in plan.cells]
-    return hashlib.sha256(repr((embedded_store(profile)[0], cells)).encode()).hexdigest()
+    return hashlib.sha256(repr((profile.mlflow[0], cells)).encode()).hexdigest()
 
 
 def _say_where(ledger: Ledger, profile: Profile, console: Console) -> None:
     console.print(f"Ledger: {ledger.storage.uri}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow: {embedded_store(profile)[0]}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow: {profile.mlflow[0]}", soft_wrap=True, highlight=False)

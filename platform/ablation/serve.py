@@ -6,7 +6,6 @@ import sys
 
 from ablation.ledger import Ledger
 from ablation.profile import Profile
-from ablation.running import embedded_store
 from ablation.tracking import pages
 
 __all__ = ["serve"]
@@ -14,7 +13,7 @@ __all__ = ["serve"]
 
 def serve(profile: Profile, *, port: int) -> int:
     """Serve until interrupted; the server's exit code."""
-    uri, artifacts = embedded_store(profile)
+    uri, artifacts = profile.mlflow
     if artifacts is None:
         print(f"The tracking server is {uri}: open that page.", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ class TestMine(ExecutorContract):
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ __all__ = [
     "ToyTrainer",
     "ignore",
     "planned",
+    "stop_after",
     "toy_cell",
     "work_done",
 ]
@@ -62,6 +64,15 @@ class StopFile:
     def __call__(self) -> bool:
         """Whether the file is there."""
         return self.path.exists()
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """A request to stop that comes once a stage has done so many steps in this process.
+
+    It relies on being asked once at the start and once after every step.
+    """
+    asked = count()
+    return lambda: next(asked) >= steps
 
 
 def ignore(event: Event) -> None:

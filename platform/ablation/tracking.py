@@ -6,6 +6,7 @@ what it already has: writing twice changes nothing.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class Mirror:
 
     def open(self) -> None:
         """Find or make the experiment, the parent run, and a run for every cell."""
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._client = MlflowClient(self.uri)
         study = self.plan.study
         self._experiment = self._find_experiment(study.name)

@@ -1,4 +1,4 @@
-"""A trainer that bakes, whose settings are nested and have rules, and readers of its studies."""
+"""A trainer that bakes, whose settings are nested and have rules; plans of the toy trainer."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import pytest
 
+from ablation.ledger import Ledger
+from ablation.plan import Plan, plan
 from ablation.problems import StudyError
-from ablation.protocol import Direction, Kind
+from ablation.protocol import Direction, Kind, Place
 from ablation.study import Study, load_study
+from ablation.testing import ToyTrainer
 from ablation.trainers import TrainerError
 
 
@@ -148,3 +151,47 @@ def problem(problems: Callable[[str], list[str]]) -> Callable[[str], str]:
         return line
 
     return refuse
+
+
+TOY_STUDY = """\
+name: toys
+question: Which rate is best?
+trainer: toy
+preset: quick
+seeds: [0, 1]
+evaluate: [score]
+references: [noise]
+metric: score/accuracy
+baseline: slow
+rows:
+  slow: {rate: 0.1}
+  fast | wild: {rate: 0.3}
+"""
+
+
+@pytest.fixture
+def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
+    """A plan of the toy study, with `changes` (old text to new) made to its file."""
+
+    def make(**changes: str) -> Plan:
+        text = TOY_STUDY
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        file = tmp_path / "toys.yaml"
+        file.write_text(text)
+        return plan(load_study(file, lookup=lambda name: ToyTrainer()), ToyTrainer(), {})
+
+    return make
+
+
+@pytest.fixture
+def toy_place(tmp_path: Path) -> Place:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return Place(data={"scratch": scratch})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.open(tmp_path / "ledger")

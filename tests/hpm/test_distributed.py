@@ -83,16 +83,19 @@ def test_two_ranks__equal_one_process(
         assert other.stdin is not None
         other.stdin.write(pickle.dumps((tiny, place)))
         other.stdin.close()
-        for name, value in _environment(0, port).items():
-            monkeypatch.setenv(name, value)
-        with joined() as worker:
-            assert (worker.rank, worker.world) == (0, 2)
-            assert all_gather(torch.tensor([[5.0], [6.0]])).tolist() == [[5.0], [6.0], [7.0]]
-            assert all_mean(torch.tensor([1.0])).tolist() == [2.0]
-            with joined() as again:
-                assert again == worker
-            together = _train(tiny, tiny_place, tmp_path / "together")
-        assert other.wait(60) == 0
+        try:
+            for name, value in _environment(0, port).items():
+                monkeypatch.setenv(name, value)
+            with joined() as worker:
+                assert (worker.rank, worker.world) == (0, 2)
+                assert all_gather(torch.tensor([[5.0], [6.0]])).tolist() == [[5.0], [6.0], [7.0]]
+                assert all_mean(torch.tensor([1.0])).tolist() == [2.0]
+                with joined() as again:
+                    assert again == worker
+                together = _train(tiny, tiny_place, tmp_path / "together")
+            assert other.wait(60) == 0
+        finally:
+            other.kill()
     assert this_worker().world == 1
 
     # The first step's loss says that samples and masks are the same, the later ones the rest.

@@ -30,7 +30,7 @@ def _run(
     should_stop: Callable[[], bool] = _never,
 ) -> tuple[list[Progress], Result | None]:
     """All progress and the result; the state after the last step (or `save_at`) in `folder`."""
-    steps = []
+    steps: list[Progress] = []
     stage = run(
         config,
         seed=seed,
@@ -114,10 +114,19 @@ def test_run__twice_with_one_seed_is_bitwise_equal(
     assert other[-1].metrics != first[-1].metrics
 
 
-@pytest.mark.parametrize("step", [1, 6, 12])
+@pytest.mark.parametrize(
+    ("step", "last_share", "accumulate"), [(1, 0.5, 1), (6, 0.0, 1), (7, 0.5, 2), (12, 0.5, 1)]
+)
 def test_resume__equals_not_having_stopped(
-    tiny: Pretrain, tiny_place: Place, tmp_path: Path, step: int
+    tiny: Pretrain,
+    tiny_place: Place,
+    tmp_path: Path,
+    step: int,
+    last_share: float,
+    accumulate: int,
 ) -> None:
+    mask, optim = Mask(hard_share=(0.0, last_share)), replace(tiny.optim, accumulate=accumulate)
+    tiny = replace(tiny, mask=mask, optim=optim)
     whole, result = _run(tiny, tiny_place, tmp_path / "whole")
     _run(tiny, tiny_place, tmp_path / "part", save_at=step)
     rest, resumed = _run(tiny, tiny_place, tmp_path / "rest", resume=tmp_path / "part")

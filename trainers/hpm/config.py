@@ -237,12 +237,14 @@ class Pretrain:
             (
                 size % patch != 0 or 0 < hidden < patches,
                 "mask.ratio",
-                f"must hide at least one patch of {patches} and leave one visible, got {self.mask.ratio:g}.",
+                f"must hide at least one patch of {patches} and leave one visible, "
+                f"got {self.mask.ratio:g}.",
             ),
             (
                 self.predictor.objective != "none" or max(self.mask.hard_range) == 0,
                 "mask.hard_share",
-                f"must be 0 without a loss predictor (predictor.objective: none), got {self.mask.hard_share}.",
+                "must be 0 without a loss predictor (predictor.objective: none), "
+                f"got {self.mask.hard_share}.",
             ),
             (
                 self.optim.warmup_epochs <= self.epochs,

@@ -55,7 +55,7 @@ def parallel(model: nn.Module, worker: Worker) -> nn.Module:
     if worker.world == 1:
         return model
     devices = [worker.device] if worker.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=devices)
 
 
 def unsynced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -96,12 +96,18 @@ class HpmTrainer:
     def check(self, settings: Any, workers: int, /) -> str | None:
         """Why a configuration cannot run on so many workers; None where it can."""
         match settings:
-            case config.Pretrain(optim=config.Optim(batch_size=size, accumulate=parts)):
-                if size % (workers * parts) != 0:
-                    return (
-                        f"optim.batch_size must be divisible by {workers} workers times "
-                        f"optim.accumulate={parts}, got {size}. Change one of the three."
-                    )
+            case config.Pretrain(optim=config.Optim(batch_size=size, accumulate=parts)) if (
+                size % (workers * parts) != 0
+            ):
+                return (
+                    f"optim.batch_size must be divisible by {workers} workers times "
+                    f"optim.accumulate={parts}, got {size}. Change one of the three."
+                )
+            case config.Linear(augment=True, batch_size=size) if size % workers != 0:
+                return (
+                    f"batch_size must be divisible by {workers} workers, got {size}. "
+                    "Change one of the two."
+                )
         return None
 
 

@@ -197,6 +197,7 @@ def _trial(config: Mapping[str, Any], *, groups: Sequence[Sequence[Cell]], job: 
             storage_filesystem=storage.files,
         ),
     ).fit()
+    tune.report({"cells": len(cells)})  # Tune writes to the terminal of a trial that says nothing
 
 
 def _work(config: Mapping[str, Any]) -> None:

@@ -1,0 +1,248 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from ablation.cells import Begun, Failed, Finished, Waiting
+from ablation.execute import execute, never
+from ablation.ledger import Ledger
+from ablation.manifest import DamageError
+from ablation.protocol import Place
+from ablation.storage import StorageError
+from ablation.testing import StopFile, Toy, ToyTrainer, ignore, planned, stop_after
+
+STAGE = planned("train", Toy(steps=4, rate=0.3), seed=0)
+
+
+def run(ledger: Ledger, observe=ignore, stage=STAGE, should_stop=never, **options):
+    return execute(
+        stage,
+        trainer=ToyTrainer(),
+        ledger=ledger,
+        place=options.pop("place", Place()),
+        observe=observe,
+        should_stop=should_stop,
+        checkpoint_every_s=0.0,
+        origin={"host": "here"},
+        now_ms=lambda: 5,
+        **options,
+    )
+
+
+def metrics(ledger: Ledger, stage=STAGE):
+    return [(record.step, record.metrics) for record in ledger.journal(stage.digest)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    ledger = Ledger.open(tmp_path_factory.mktemp("undisturbed"))
+    run(ledger)
+    return ledger
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGES = pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+FILES = pytest.mark.parametrize(
+    "file", ["checkpoints/3/state/weight.json", "checkpoints/3.json", "journal/3-3.jsonl"]
+)
+
+
+@DAMAGES
+@FILES
+def test_commit__damage_falls_back_to_the_commit_before(
+    tmp_path, undisturbed, caplog, damage, file
+):
+    ledger = Ledger.open(tmp_path)
+    run(ledger, should_stop=stop_after(3))
+    folder = tmp_path / "stages" / STAGE.digest
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "2", "2.json", "3", "3.json",
+    ]  # fmt: skip
+    damage(folder / file)
+    with caplog.at_level(logging.WARNING):
+        restored = ledger.stage(STAGE.digest).restore(tmp_path / "into")
+    assert restored is not None
+    assert restored.step == 2
+    assert [record.step for record in restored.records] == [1, 2]
+    if (folder / "checkpoints/3.json").exists():
+        assert "checkpoint of step 3" in caplog.text
+        assert "damaged and left out" in caplog.text
+    assert ledger.stage(STAGE.digest).resume_step() == 2
+    assert [s for s, _ in metrics(ledger)] in ([1, 2], [1, 2, 3])
+    seen = []
+    assert isinstance(run(ledger, observe=seen.append), Finished)
+    assert [event.step for event in seen if event.kind == "progress"] == [3, 4]
+    assert metrics(ledger) == metrics(undisturbed)
+
+
+def test_commit__nothing_sound_starts_over(tmp_path, undisturbed, caplog):
+    ledger = Ledger.open(tmp_path)
+    run(ledger, should_stop=stop_after(3))
+    for file in (tmp_path / "stages" / STAGE.digest / "journal").iterdir():
+        flip(file)
+    assert ledger.stage(STAGE.digest).restore(tmp_path / "into") is None
+    assert ledger.stage(STAGE.digest).resume_step() == 0
+    with pytest.raises(DamageError):
+        ledger.journal(STAGE.digest)
+    assert isinstance(run(ledger), Finished)
+    assert metrics(ledger) == metrics(undisturbed)
+    assert caplog.text.count("damaged") > 3
+
+
+def test_commit__damage_keeps_the_time_of_what_was_recorded(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    run(ledger, should_stop=stop_after(3))
+    flip(tmp_path / "stages" / STAGE.digest / "checkpoints/3/state/weight.json")
+    before = ledger.journal(STAGE.digest)
+    execute(
+        STAGE,
+        trainer=ToyTrainer(),
+        ledger=ledger,
+        place=Place(),
+        observe=ignore,
+        should_stop=never,
+        origin={"host": "there"},
+        now_ms=lambda: 9,
+    )
+    after = ledger.journal(STAGE.digest)
+    assert after[:3] == before
+    assert [record.time_ms for record in after] == [5, 5, 5, 9]
+
+
+def test_commit__stale_future_is_dropped(tmp_path, undisturbed):
+    ledger = Ledger.open(tmp_path)
+    run(ledger, should_stop=stop_after(3))
+    assert run(ledger, resume_step=2, should_stop=stop_after(0)) is None
+    assert isinstance(run(ledger, resume_step=2), Finished)
+    assert metrics(ledger) == metrics(undisturbed)
+
+
+def test_commit__resume_step_must_be_there(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    run(ledger, should_stop=stop_after(3))
+    with pytest.raises(StorageError, match="must hold a sound checkpoint of step 1, got none"):
+        run(ledger, resume_step=1)
+    flip(tmp_path / "stages" / STAGE.digest / "checkpoints/3/state/weight.json")
+    with pytest.raises(StorageError, match="must hold a sound checkpoint of step 3, got none"):
+        run(ledger, resume_step=3)
+
+
+def test_commit__journal_is_a_few_files(tmp_path):
+    stage = planned("train", Toy(steps=100), seed=0)
+    ledger = Ledger.open(tmp_path)
+    run(ledger, stage=stage, should_stop=stop_after(99))
+    folder = tmp_path / "stages" / stage.digest / "journal"
+    assert len(list(folder.iterdir())) <= 8
+    assert [record.step for record in ledger.journal(stage.digest)] == [*range(1, 100)]
+    run(ledger, stage=stage)
+    assert [record.step for record in ledger.journal(stage.digest)] == [*range(1, 101)]
+
+
+def test_commit__finished_is_for_good(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    run(ledger)
+    writer = ledger.writer(STAGE.digest)
+    with pytest.raises(StorageError, match="finished already"):
+        writer.fail("no")
+    with pytest.raises(StorageError, match="finished already"):
+        writer.finish({}, export=tmp_path, records=())
+    assert not ledger.clear_failure(STAGE.digest)
+    assert isinstance(ledger.outcome(STAGE.digest), Finished)
+
+
+def test_commit__failure_can_be_cleared(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    stage, place = planned("train", Toy(fail_at=5), seed=0), Place(data={"scratch": scratch})
+    ledger = Ledger.open(tmp_path / "ledger")
+    assert isinstance(run(ledger, stage=stage, place=place), Failed)
+    ledger.writer(stage.digest).tidy()
+    assert [record.step for record in ledger.journal(stage.digest)] == [1, 2, 3, 4]
+    (scratch / "mended").touch()
+    assert isinstance(run(ledger, stage=stage, place=place), Failed)
+    assert ledger.clear_failure(stage.digest)
+    seen = []
+    assert isinstance(run(ledger, stage=stage, place=place, observe=seen.append), Finished)
+    assert (seen[0].kind, seen[0].step) == ("resumed", 4)
+
+
+def test_commit__damaged_outcome_counts_for_nothing(tmp_path, caplog):
+    ledger = Ledger.open(tmp_path)
+    run(ledger)
+    cut(tmp_path / "stages" / STAGE.digest / "outcome.json")
+    assert ledger.outcome(STAGE.digest) is None
+    assert "outcome" in caplog.text
+    ledger.writer(STAGE.digest).tidy()
+    assert isinstance(run(ledger), Finished)
+
+
+def test_ledger__artifacts_are_of_finished_stages(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    with pytest.raises(StorageError, match="got one that has not ended"):
+        ledger.artifacts(STAGE.digest, tmp_path / "into")
+    ledger.writer(STAGE.digest).fail("no luck")
+    with pytest.raises(StorageError, match="got one that failed"):
+        ledger.artifacts(STAGE.digest, tmp_path / "into")
+    ledger.clear_failure(STAGE.digest)
+    run(ledger)
+    flip(tmp_path / "stages" / STAGE.digest / "artifacts/state/weight.json")
+    with pytest.raises(DamageError, match=r"artifacts/state/weight\.json"):
+        ledger.artifacts(STAGE.digest, tmp_path / "into")
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc", "ab", "ABCDEF0123", "abcdef012/", "g" * 20])
+def test_ledger__digests_are_hexadecimal(tmp_path, digest):
+    with pytest.raises(ValueError, match="must be 8 to 128 hexadecimal digits"):
+        Ledger.open(tmp_path).outcome(digest)
+
+
+def test_ledger__standings_keep_the_order(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    run(ledger, should_stop=stop_after(2))
+    other = planned("train", Toy(steps=1), seed=7)
+    run(ledger, stage=other)
+    digests = ["ab" * 10, other.digest, STAGE.digest, "ab" * 10]
+    standings = ledger.standings(digests)
+    assert list(standings) == digests[:3]
+    assert [type(standing) for standing in standings.values()] == [Waiting, Finished, Begun]
+    assert standings[STAGE.digest] == Begun(2, 4)
+    assert ledger.standings([]) == {}
+
+
+def test_ledger__keeps_texts_about_studies(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    ledger.write_study("mask strategy", {"study.yaml": "name: x\n", "table.md": "|ü|"})
+    assert ledger.studies() == ["mask strategy"]
+    assert ledger.read_study("mask strategy", "table.md") == "|ü|"
+    assert ledger.read_study("mask strategy", "table.csv") is None
+    with pytest.raises(ValueError, match="A name must be letters"):
+        ledger.write_study("../stages", {"x": ""})
+    with pytest.raises(ValueError, match="A name must be letters"):
+        ledger.write_study("fine", {"a/b": ""})
+
+
+def test_ledger__describes_a_stage_once(tmp_path):
+    stage = Ledger.open(tmp_path).stage(STAGE.digest)
+    assert stage.description() is None
+    stage.describe(STAGE, {"host": "a"})
+    stage.describe(STAGE, {"host": "b"})
+    description = stage.description()
+    assert description["created"] == {"host": "a"}
+    assert description["config"]["mask"] == {"prefer": "hard", "ratio": 0.5}
+    assert json.loads((tmp_path / f"stages/{STAGE.digest}/stage.json").read_text()) == description
+
+
+def test_ledger__stop_file_is_a_stop(tmp_path):
+    assert not StopFile(tmp_path / "stop")()
+    (tmp_path / "stop").touch()
+    assert StopFile(tmp_path / "stop")()

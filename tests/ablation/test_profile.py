@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+
+from ablation.problems import StudyError
+from ablation.profile import Profile, load_profile
+
+
+def _load(path: Path | None = None, environment=None, **flags) -> Profile:
+    return load_profile(path, environment=environment or {}, flags=flags)
+
+
+def _refused(*args, **kwargs) -> list[str]:
+    with pytest.raises(StudyError) as caught:
+        _load(*args, **kwargs)
+    return str(caught.value).splitlines()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "lab" / "lab.yaml"
+
+
+def _write(file: Path, text: str) -> Path:
+    file.parent.mkdir()
+    file.write_text(text)
+    return file
+
+
+def test_load_profile__defaults_need_nothing():
+    assert _load() == Profile()
+
+
+def test_load_profile__later_source_wins(file):
+    _write(file, "workers: 2\nloaders: 3\nconcurrency: 4\n")
+    environment = {"ABLATION_LOADERS": "5", "ABLATION_CONCURRENCY": "6", "OTHER": "x"}
+    profile = _load(file, environment, concurrency=7, storage=None)
+    assert (profile.workers, profile.loaders, profile.concurrency) == (2, 5, 7)
+
+
+def test_load_profile__folders_of_a_file_are_relative_to_it(file, tmp_path):
+    _write(file, f"storage: results\ndata: {{cifar: ../data/cifar, net: {tmp_path / 'net'}}}\n")
+    profile = _load(file)
+    assert profile.storage == str(tmp_path / "lab" / "results")
+    assert profile.place.data["cifar"].resolve() == tmp_path / "data" / "cifar"
+    assert profile.place.data["net"] == tmp_path / "net"
+
+
+def test_load_profile__a_uri_is_no_folder(file):
+    assert _load(_write(file, "storage: s3://lab/results\n")).storage == "s3://lab/results"
+    file.write_text("workers: 2\n")
+    assert _load(file).storage == "ablation-results"
+
+
+def test_load_profile__data_sets_add_up(file):
+    _write(file, "data: {a: /file, b: /file}\n")
+    profile = _load(file, {"ABLATION_DATA": "b=/variable, c=/variable"}, data={"c": "/flag"})
+    assert profile.data == {"a": "/file", "b": "/variable", "c": "/flag"}
+
+
+def test_load_profile__numbers_from_the_environment():
+    profile = _load(environment={"ABLATION_CHECKPOINT_EVERY_S": "2.5", "ABLATION_WORKERS": "2"})
+    assert (profile.checkpoint_every_s, profile.workers) == (2.5, 2)
+
+
+def test_load_profile__all_problems_at_once(file):
+    _write(file, "workers: 0\nwrokers: 1\nloaders: many\n")
+    lines = _refused(file)
+    assert lines == [
+        f"{file}:1: workers must be at least 1, got 0.",
+        f"{file}:2: wrokers is no setting. Did you mean 'workers'?",
+        f'{file}:3: loaders must be a whole number, got "many".',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("WORKERS", "two", 'workers must be a whole number, got "two".'),
+        ("CHECKPOINT_EVERY_S", "0", "checkpoint_every_s must be above 0 seconds, got 0."),
+        ("GPUS_PER_WORKER", "-1", "gpus_per_worker must be at least 0, got -1."),
+    ],
+)
+def test_load_profile__wrong_variable(name, value, sentence):
+    assert _refused(environment={f"ABLATION_{name}": value}) == [f"the environment: {sentence}"]
+
+
+def test_load_profile__wrong_flag():
+    assert _refused(workers=0) == ["the flags: workers must be at least 1, got 0."]
+
+
+def test_load_profile__no_settings_at_all(file):
+    assert _refused(_write(file, "- a\n")) == [f"{file}:1: a profile must be settings by name."]
+
+
+def test_load_profile__empty_file_is_the_defaults(file):
+    assert _load(_write(file, "# nothing yet\n")) == Profile()
+
+
+def test_load_profile__layout_and_place():
+    profile = Profile(workers=2, cpus_per_worker=3, loaders=1, concurrency=5)
+    assert (profile.layout.workers, profile.layout.concurrency) == (2, 5)
+    assert (profile.place.threads, profile.place.loaders) == (3, 1)
