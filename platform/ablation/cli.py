@@ -188,7 +188,11 @@ def _print_table(planned: Plan, standings: Mapping[str, Standing], form: str = "
 def _ui(options: argparse.Namespace) -> int:
     from ablation.serve import serve
 
-    return serve(_profile(options), port=options.port)
+    profile = _profile(options)
+    uri, embedded = profile.mlflow
+    if embedded is None:
+        raise _InputError(f"ui is for the embedded store; this profile's server is {uri}.")
+    serve(uri, Ledger.open(profile.storage).studies(), port=options.port)
 
 
 def _schema(options: argparse.Namespace) -> int:
