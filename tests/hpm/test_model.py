@@ -108,7 +108,7 @@ def test_initialize__gives_an_encoder_alone_the_same_weights(tiny: Pretrain) -> 
     alone = VisionTransformer(tiny.encoder, image_size=16)
     whole = MaskedModel(tiny.encoder, tiny.decoder, image_size=16)
     for model in (alone, whole):
-        initialize(model, torch.Generator().manual_seed(3))
+        initialize(model, seed=3)
     for name, value in alone.state_dict().items():
         assert value.equal(whole.encoder.state_dict()[name]), name
 
@@ -116,7 +116,7 @@ def test_initialize__gives_an_encoder_alone_the_same_weights(tiny: Pretrain) -> 
 def test_initialize__is_xavier_with_small_tokens() -> None:
     config = Pretrain()
     encoder = VisionTransformer(replace(config.encoder, depth=1), image_size=32)
-    initialize(encoder, torch.Generator().manual_seed(0))
+    initialize(encoder, seed=0)
     weight = encoder.patch_embed.proj.weight
     bound = (6 / (768 + 768)) ** 0.5
     assert 0.99 * bound < weight.abs().max() <= bound

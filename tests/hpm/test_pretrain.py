@@ -8,8 +8,8 @@ import torch
 
 from hpm.checkpoint import load_state
 from hpm.config import Mask, Optim, Predictor, Pretrain, Target
-from hpm.pretrain import NonFiniteLossError, run
-from hpm.progress import Place, Progress, Result
+from hpm.pretrain import run
+from hpm.progress import NonFiniteLossError, Place, Progress, Result
 from hpm.weights import load_encoder
 
 CPU = torch.device("cpu")

@@ -17,18 +17,18 @@ from hpm.schedules import (
     ("epoch", "count"), [(0, 0), (1, 0), (2, 1), (49, 18), (99, 36), (149, 55), (199, 73)]
 )
 def test_num_hard__is_the_official_count_at_200_epochs(epoch: int, count: int) -> None:
-    assert num_hard(147, hard_share(epoch, first=0.0, last=0.5, epochs=200)) == count
+    assert num_hard(147, hard_share(epoch, first=0.0, last=0.5, parts=200)) == count
 
 
 def test_num_hard__begins_at_epoch_10_of_800() -> None:
-    counts = [num_hard(147, hard_share(e, first=0.0, last=0.5, epochs=800)) for e in range(800)]
+    counts = [num_hard(147, hard_share(e, first=0.0, last=0.5, parts=800)) for e in range(800)]
     assert counts.index(1) == 10
     assert [counts[e] for e in (199, 399, 599, 799)] == [18, 36, 55, 73]
 
 
 def test_hard_share__covers_constant_and_hard_to_easy() -> None:
-    assert {hard_share(e, first=0.3, last=0.3, epochs=7) for e in range(7)} == {0.3}
-    assert hard_share(6, first=0.5, last=0.0, epochs=7) == 0.0
+    assert {hard_share(e, first=0.3, last=0.3, parts=7) for e in range(7)} == {0.3}
+    assert hard_share(6, first=0.5, last=0.0, parts=7) == 0.0
 
 
 def test_learning_rate__warms_up_and_ends_at_0() -> None:
@@ -74,3 +74,10 @@ def test_at_step__moves_the_learning_rate_by_step_and_the_rest_by_epoch() -> Non
 def test_at_step__has_no_hard_patches_where_the_share_is_0() -> None:
     config = replace(Pretrain(), mask=Mask(hard_share=0.0))
     assert {at_step(config, s, epoch_steps=1).num_hard for s in range(200)} == {0}
+
+
+def test_at_step__can_move_the_hard_share_with_every_step() -> None:
+    config = replace(Pretrain(), epochs=50, mask=Mask(schedule_by="step"))
+    shares = [at_step(config, step, epoch_steps=4).hard_share for step in range(200)]
+    assert shares == [hard_share(step, first=0.0, last=0.5, parts=200) for step in range(200)]
+    assert len(set(shares)) == 200

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ablation.protocol import Trainer
-from hpm.config import Data, Knn, Linear, Optim, Pixels, Pretrain, Random
+from hpm.config import Data, Optim, Pretrain
 from hpm.data.errors import DataError
+from hpm.evaluate.config import Knn, Linear, Pixels, Random
 from hpm.progress import Place
 from hpm.trainer import TRAINER
 

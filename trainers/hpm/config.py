@@ -1,4 +1,4 @@
-"""Every setting of the method: frozen dataclasses, their defaults, and the rules between fields.
+"""Every setting of pretraining: frozen dataclasses, their defaults, and the rules between fields.
 
 The defaults are the official scripts' (ViT-B/16, 200 epochs). A field here is science: it changes
 what is computed, so it is part of a run's identity. Where and how fast a run goes is not here.
@@ -7,36 +7,20 @@ what is computed, so it is part of a run's identity. Where and how fast a run go
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpm.rules import Rule, at_least_one, require
+
 __all__ = [
-    "ConfigError",
     "Data",
     "Decoder",
     "Ema",
     "Encoder",
-    "Knn",
-    "Linear",
     "Mask",
     "Optim",
-    "Pixels",
     "Predictor",
     "Pretrain",
-    "Random",
     "Target",
+    "fits",
 ]
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be; `problems` pairs each dotted path with what must hold there."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(f"{path} {sentence}" for path, sentence in problems))
-
-
-def _require(*rules: tuple[bool, str, str]) -> None:
-    """Raise one ConfigError for all rules (holds, path, sentence) that do not hold."""
-    if problems := [(path, sentence) for holds, path, sentence in rules if not holds]:
-        raise ConfigError(problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +33,7 @@ class Data:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.image_size >= 1, "image_size", f"must be at least 1, got {self.image_size}."),
             (0 < self.min_crop <= 1, "min_crop", f"must be in (0, 1], got {self.min_crop:g}."),
         )
@@ -66,8 +50,8 @@ class Encoder:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        _require(
-            *_positive(self, "patch_size", "width", "depth", "heads"),
+        require(
+            *at_least_one(self, "patch_size", "width", "depth", "heads"),
             (self.mlp_ratio > 0, "mlp_ratio", f"must be above 0, got {self.mlp_ratio:g}."),
             *_attention(self.width, self.heads),
         )
@@ -82,15 +66,10 @@ class Decoder:
     heads: int = 16
 
     def __post_init__(self) -> None:
-        _require(*_positive(self, "width", "depth", "heads"), *_attention(self.width, self.heads))
+        require(*at_least_one(self, "width", "depth", "heads"), *_attention(self.width, self.heads))
 
 
-def _positive(config: object, *names: str) -> list[tuple[bool, str, str]]:
-    values = {name: getattr(config, name) for name in names}
-    return [(v >= 1, name, f"must be at least 1, got {v}.") for name, v in values.items()]
-
-
-def _attention(width: int, heads: int) -> list[tuple[bool, str, str]]:
+def _attention(width: int, heads: int) -> list[Rule]:
     if width < 1 or heads < 1:
         return []
     return [
@@ -103,12 +82,14 @@ def _attention(width: int, heads: int) -> list[tuple[bool, str, str]]:
 class Mask:
     """What is hidden: `ratio` of the patches, of which `hard_share` by predicted loss.
 
-    `hard_share` is constant, or [first, last] and linear over the epochs in between (official:
-    [0, 0.5], easy-to-hard). `prefer` picks the hardest patches or, as a control, the easiest.
+    `hard_share` is constant, or [first, last] and linear in between (official: [0, 0.5],
+    easy-to-hard), moving with every epoch (official) or, for runs of few epochs, with every step.
+    `prefer` picks the hardest patches or, as a control, the easiest.
     """
 
     ratio: float = 0.75
     hard_share: float | tuple[float, float] = (0.0, 0.5)
+    schedule_by: Literal["epoch", "step"] = "epoch"
     prefer: Literal["hard", "easy"] = "hard"
 
     @property
@@ -119,7 +100,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         shares = ", ".join(f"{share:g}" for share in dict.fromkeys(self.hard_range))
-        _require(
+        require(
             (0 < self.ratio < 1, "ratio", f"must be in (0, 1), got {self.ratio:g}."),
             (
                 all(0 <= share <= 1 for share in self.hard_range),
@@ -152,7 +133,7 @@ class Ema:
     ramp_epochs: float = 100.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (0 <= self.start <= 1, "start", f"must be in [0, 1], got {self.start:g}."),
             (0 <= self.end <= 1, "end", f"must be in [0, 1], got {self.end:g}."),
             (self.ramp_epochs >= 0, "ramp_epochs", f"must be 0 or more, got {self.ramp_epochs:g}."),
@@ -176,8 +157,8 @@ class Optim:
 
     def __post_init__(self) -> None:
         size, parts, clip = self.batch_size, self.accumulate, self.clip_norm
-        _require(
-            *_positive(self, "batch_size", "accumulate"),
+        require(
+            *at_least_one(self, "batch_size", "accumulate"),
             (
                 parts < 1 or size % parts == 0,
                 "batch_size",
@@ -197,6 +178,13 @@ class Optim:
             ),
             (clip is None or clip > 0, "clip_norm", f"must be above 0 or null, got {clip}."),
         )
+
+
+def fits(data: Data, encoder: Encoder) -> Rule:
+    """The rule that an image is a whole number of patches."""
+    size, patch = data.image_size, encoder.patch_size
+    sentence = f"must be divisible by encoder.patch_size={patch}, got {size}."
+    return size % patch == 0, "data.image_size", sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,13 +215,9 @@ class Pretrain:
     def __post_init__(self) -> None:
         size, patch = self.data.image_size, self.encoder.patch_size
         hidden, patches = self.num_masked, self.num_patches
-        _require(
+        require(
             (self.epochs >= 1, "epochs", f"must be at least 1, got {self.epochs}."),
-            (
-                size % patch == 0,
-                "data.image_size",
-                f"must be divisible by encoder.patch_size={patch}, got {size}.",
-            ),
+            fits(self.data, self.encoder),
             (
                 size % patch != 0 or 0 < hidden < patches,
                 "mask.ratio",
@@ -250,84 +234,5 @@ class Pretrain:
                 self.optim.warmup_epochs <= self.epochs,
                 "optim.warmup_epochs",
                 f"must not exceed epochs={self.epochs}, got {self.optim.warmup_epochs:g}.",
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Random:
-    """The yardstick below training: an encoder as it was initialised."""
-
-    data: Data = field(default_factory=Data)
-    encoder: Encoder = field(default_factory=Encoder)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pixels:
-    """The yardstick below any encoder: the image itself as the feature vector."""
-
-    data: Data = field(default_factory=Data)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knn:
-    """k-NN on frozen features: cosine, DINO's weighted vote. `report_k` gives `top1` and `top5`.
-
-    `data` null means the data set that the encoder was trained on.
-    """
-
-    data: Data | None = None
-    k: tuple[int, ...] = (10, 20, 100, 200)
-    report_k: int = 20
-    temperature: float = 0.07
-    pool: Literal["cls", "mean"] = "cls"
-
-    def __post_init__(self) -> None:
-        _require(
-            (
-                len(self.k) > 0 and all(k >= 1 for k in self.k),
-                "k",
-                f"must be numbers of at least 1, got {self.k}.",
-            ),
-            (
-                self.report_k in self.k,
-                "report_k",
-                f"must be one of k={self.k}, got {self.report_k}.",
-            ),
-            (self.temperature > 0, "temperature", f"must be above 0, got {self.temperature:g}."),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Linear:
-    """Linear probe of a frozen encoder; lr = base_lr * batch_size / 256 (official recipe).
-
-    Without `augment` the features are computed once, which is far cheaper and a little weaker.
-    """
-
-    data: Data | None = None
-    epochs: int = 100
-    warmup_epochs: float = 10.0
-    base_lr: float = 1e-3
-    batch_size: int = 2048
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    augment: bool = True
-    pool: Literal["cls", "mean"] = "cls"
-
-    def __post_init__(self) -> None:
-        _require(
-            *_positive(self, "epochs", "batch_size"),
-            (self.base_lr > 0, "base_lr", f"must be above 0, got {self.base_lr:g}."),
-            (0 <= self.momentum < 1, "momentum", f"must be in [0, 1), got {self.momentum:g}."),
-            (
-                self.weight_decay >= 0,
-                "weight_decay",
-                f"must be 0 or more, got {self.weight_decay:g}.",
-            ),
-            (
-                0 <= self.warmup_epochs <= self.epochs,
-                "warmup_epochs",
-                f"must be in [0, epochs={self.epochs}], got {self.warmup_epochs:g}.",
             ),
         )

@@ -17,7 +17,6 @@ from hpm.distributed import Worker, parallel, unsynced
 from hpm.model import MaskedModel, initialize
 from hpm.objective import hpm_losses
 from hpm.optim import build_optimizer, set_learning_rate
-from hpm.randomness import Purpose, generator
 from hpm.schedules import Scheduled
 from hpm.teacher import build_teacher, needs_teacher, update_teacher
 from hpm.weights import Description, export_encoder
@@ -33,8 +32,7 @@ def build_student(config: Pretrain, seed: int) -> MaskedModel:
         image_size=config.data.image_size,
         loss_predictor=config.predictor.objective != "none",
     )
-    draws = generator(Purpose.INIT, seed=seed)
-    initialize(student, torch.Generator().manual_seed(int(draws.integers(2**63))))
+    initialize(student, seed=seed)
     return student
 
 

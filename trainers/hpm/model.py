@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from hpm import config
+from hpm.randomness import Purpose, generator
 
 __all__ = [
     "DecoderInput",
@@ -153,20 +154,22 @@ def positions(side: int, width: int) -> Tensor:
     return table.roll(width // 2, dims=1)
 
 
-def initialize(model: nn.Module, generator: torch.Generator) -> None:
+def initialize(model: nn.Module, *, seed: int) -> None:
     """Draw all weights as MAE does: Xavier uniform, tokens normal with 0.02, biases 0.
 
     The draws follow the order of the modules, so an encoder alone, an MAE and an HPM model share
     the weights of the parts that they have in common.
     """
+    draws = torch.Generator()
+    draws.manual_seed(int(generator(Purpose.INIT, seed=seed).integers(2**63)))
     for module in model.modules():
         for name, token in module.named_parameters(recurse=False):
             if name.endswith("_token"):
-                nn.init.normal_(token, std=0.02, generator=generator)
+                nn.init.normal_(token, std=0.02, generator=draws)
         match module:
             case nn.Linear() | nn.Conv2d():
                 matrix = module.weight.detach().flatten(1)
-                nn.init.xavier_uniform_(matrix, generator=generator)
+                nn.init.xavier_uniform_(matrix, generator=draws)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 

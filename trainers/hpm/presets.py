@@ -31,12 +31,13 @@ _VIT_LARGE_800: Final[Preset] = {
 # Ours, for one core and about a minute: with batches of 16, two epochs of 8,000 images still make
 # 1,000 steps, and the teacher follows faster than it must in 200 epochs of ImageNet.
 _FASHION: Final = {"name": "fashion-scenes", "image_size": 32}
-_PICO: Final = {"patch_size": 4, "width": 96, "depth": 4, "heads": 3}
+_PICO: Final = {"patch_size": 4, "width": 96, "depth": 3, "heads": 3}
 _VIT_PICO: Final[Preset] = {
     "pretrain": {
         "data": _FASHION,
         "encoder": _PICO,
         "decoder": {"width": 64, "depth": 1, "heads": 4},
+        "mask": {"schedule_by": "step"},
         "target": {"kind": "normalized-pixels"},
         "ema": {"start": 0.99, "end": 0.99, "ramp_epochs": 0},
         "optim": {"base_lr": 0.024, "batch_size": 16, "warmup_epochs": 0.2},

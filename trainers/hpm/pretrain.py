@@ -18,17 +18,13 @@ from hpm.data.loading import steps_per_epoch, training_batches
 from hpm.data.source import open_source
 from hpm.distributed import all_mean, this_worker
 from hpm.learner import Learner
-from hpm.progress import Place, Progress, Result, StageRun
+from hpm.progress import NonFiniteLossError, Place, Progress, Result, StageRun
 from hpm.schedules import Scheduled, at_step
 
-__all__ = ["NonFiniteLossError", "run"]
+__all__ = ["run"]
 
 _RECORDS = 200
 """Steps of a run that have metrics, about."""
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss is not a number any more; the text names the step and the last finite loss."""
 
 
 def run(

@@ -8,7 +8,11 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
-__all__ = ["Place", "Progress", "Result", "StageRun"]
+__all__ = ["NonFiniteLossError", "Place", "Progress", "Result", "StageRun"]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is not a number any more; the text names the step and the last finite loss."""
 
 
 class Place(Protocol):

@@ -34,12 +34,12 @@ def learning_rate(epoch: float, *, peak: float, warmup_epochs: float, epochs: fl
     return peak * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def hard_share(epoch: int, *, first: float, last: float, epochs: int) -> float:
-    """Share of the hidden patches that the predicted loss chooses in an epoch (from 0).
+def hard_share(part: int, *, first: float, last: float, parts: int) -> float:
+    """Share of the hidden patches that the predicted loss chooses in a part (from 0) of a run.
 
-    Official: it moves at each epoch's end and reaches `last` in the last epoch.
+    Official: the parts are epochs; the share of the last one is `last`.
     """
-    return first + (last - first) * (epoch + 1) / epochs
+    return first + (last - first) * (part + 1) / parts
 
 
 def num_hard(num_masked: int, share: float) -> int:
@@ -66,10 +66,12 @@ class Scheduled(NamedTuple):
 def at_step(config: Pretrain, step: int, *, epoch_steps: int) -> Scheduled:
     """The schedules at a step (from 0) of a run with `epoch_steps` steps an epoch.
 
-    As officially, the learning rate moves with every step, the others with every epoch.
+    As officially, the learning rate moves with every step, the momentum with every epoch.
     """
     epoch, (first, last) = step // epoch_steps, config.mask.hard_range
-    share = hard_share(epoch, first=first, last=last, epochs=config.epochs)
+    by_epoch = config.mask.schedule_by == "epoch"
+    part, parts = (epoch, config.epochs) if by_epoch else (step, config.epochs * epoch_steps)
+    share = hard_share(part, first=first, last=last, parts=parts)
     return Scheduled(
         learning_rate=learning_rate(
             step / epoch_steps,

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, final
 
 from hpm import config
 from hpm.data.fingerprint import fingerprint
+from hpm.evaluate.config import Knn, Linear, Pixels, Random
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
 
@@ -103,7 +104,7 @@ class HpmTrainer:
                     f"optim.batch_size must be divisible by {workers} workers times "
                     f"optim.accumulate={parts}, got {size}. Change one of the three."
                 )
-            case config.Linear(augment=True, batch_size=size) if size % workers != 0:
+            case Linear(augment=True, batch_size=size) if size % workers != 0:
                 return (
                     f"batch_size must be divisible by {workers} workers, got {size}. "
                     "Change one of the two."
@@ -144,10 +145,10 @@ def _load_linear() -> _Run:
 
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
-    "random": HpmStage(kind="reference", config_type=config.Random, load=_load_random),
-    "pixels": HpmStage(kind="reference", config_type=config.Pixels, load=_load_pixels),
-    "knn": HpmStage(kind="evaluate", config_type=config.Knn, load=_load_knn),
-    "linear": HpmStage(kind="evaluate", config_type=config.Linear, load=_load_linear),
+    "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
+    "pixels": HpmStage(kind="reference", config_type=Pixels, load=_load_pixels),
+    "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
+    "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hpm.config import Data, Encoder, Pixels, Random
+from hpm.config import Data, Encoder
+from hpm.evaluate.config import Pixels, Random
 from hpm.evaluate.references import run_pixels, run_random
 from hpm.progress import Progress, Result, StageRun
 

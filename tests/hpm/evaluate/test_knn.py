@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hpm.config import Data, Knn
+from hpm.config import Data
 from hpm.evaluate.accuracy import top_percent
+from hpm.evaluate.config import Knn
 from hpm.evaluate.knn import nearest, run, vote
 
 CONFIG = Knn(k=(1, 5, 20), report_k=5)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpm.config import Linear
 from hpm.data.errors import DataError
+from hpm.evaluate.config import Linear
 from hpm.evaluate.linear import run
 from hpm.evaluate.probe import Probe
-from hpm.pretrain import NonFiniteLossError
+from hpm.progress import NonFiniteLossError
 
 FROZEN = Linear(epochs=6, warmup_epochs=1.0, base_lr=0.2, batch_size=64, augment=False)
 AUGMENTED = replace(FROZEN, epochs=2, augment=True)

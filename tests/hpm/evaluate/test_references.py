@@ -1,6 +1,7 @@
 import torch
 
-from hpm.config import Pixels, Pretrain
+from hpm.config import Pretrain
+from hpm.evaluate.config import Pixels
 from hpm.evaluate.references import run_pixels, run_random
 from hpm.learner import build_student
 from hpm.weights import load_encoder

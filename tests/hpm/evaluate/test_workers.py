@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from hpm.config import Linear
+from hpm.evaluate.config import Linear
 from hpm.evaluate.linear import run
 
 SCRIPT = """
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from torch import distributed
-from hpm.config import Linear
+from hpm.evaluate.config import Linear
 from hpm.evaluate.linear import run
 
 rank, (export, root, target) = int(sys.argv[1]), map(Path, sys.argv[2:])

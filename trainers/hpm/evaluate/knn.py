@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hpm.checkpoint import load_state, save_state
-from hpm.config import Knn
 from hpm.data.source import open_source
 from hpm.evaluate.accuracy import best_classes, top_percent, write_predictions
+from hpm.evaluate.config import Knn
 from hpm.evaluate.features import Features, load_frozen
 from hpm.progress import Place, Progress, Result, StageRun
 

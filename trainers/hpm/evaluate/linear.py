@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from hpm.checkpoint import load_state, save_state
-from hpm.config import Data, Linear
+from hpm.config import Data
 from hpm.data.loading import epoch_order, steps_per_epoch, training_batches
 from hpm.data.source import Source, open_source
 from hpm.distributed import all_gather, this_worker
 from hpm.evaluate.accuracy import top_percent, write_predictions
+from hpm.evaluate.config import Linear
 from hpm.evaluate.features import Features, FrozenEncoder, load_frozen
 from hpm.evaluate.probe import Probe
 from hpm.progress import Place, Progress, Result, StageRun

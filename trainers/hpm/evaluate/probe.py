@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from hpm.config import Linear
 from hpm.evaluate.accuracy import best_classes
+from hpm.evaluate.config import Linear
 from hpm.optim import set_learning_rate
-from hpm.pretrain import NonFiniteLossError
+from hpm.progress import NonFiniteLossError
 from hpm.schedules import learning_rate
 
 __all__ = ["Probe"]

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from hpm.config import Pixels, Random
+from hpm.evaluate.config import Pixels, Random
 from hpm.evaluate.features import export_pixels
 from hpm.model import VisionTransformer, initialize
 from hpm.progress import Place, Progress, Result, StageRun
-from hpm.randomness import Purpose, generator
 from hpm.weights import Description, export_encoder
 
 __all__ = ["run_pixels", "run_random"]
@@ -34,8 +33,7 @@ def run_random(
         return None
     torch.set_num_threads(place.threads)
     encoder = VisionTransformer(config.encoder, image_size=config.data.image_size)
-    draws = generator(Purpose.INIT, seed=seed)
-    initialize(encoder, torch.Generator().manual_seed(int(draws.integers(2**63))))
+    initialize(encoder, seed=seed)
     yield Progress(1, 1, {}, _save_nothing)
     description = Description(config.encoder, config.data)
     return Result({}, lambda folder: export_encoder(folder, description, student=encoder))
