@@ -171,7 +171,7 @@ def test_run__workers_that_do_not_divide_the_batch_exit_2(lab, capsys):
 
 def test_data__must_be_name_and_folder(lab, capsys):
     assert main(["plan", "small.yaml", "--data", "halves"]) == 2
-    assert "--data must be NAME=FOLDER" in capsys.readouterr().err
+    assert "--data: must be NAME=FOLDER" in capsys.readouterr().err
 
 
 def test_missing_study__exits_2(lab, capsys):

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 __all__ = ["Attempt", "Ended"]
 
-Ended: TypeAlias = Literal["finished", "failed", "interrupted", "preempted", "lost"]
+Ended: TypeAlias = Literal["finished", "failed", "interrupted"]
 """How an attempt ended; one that says nothing is running, or died without a word."""
 
 

@@ -48,9 +48,14 @@ class Cell:
     reference: bool = False
 
     @property
+    def label(self) -> str:
+        """The row's name, told apart from a reference of the same name."""
+        return f"{self.row} (reference)" if self.reference else self.row
+
+    @property
     def title(self) -> str:
         """What people call it."""
-        return f"{self.row}, seed {self.seed}"
+        return f"{self.label}, seed {self.seed}"
 
     def __iter__(self) -> Iterator[PlannedStage]:
         return iter(self.stages)

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from ablation.cells import Failed, Finished, Standing
+from ablation.layout import PlaceError
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
 from ablation.problems import StudyError
-from ablation.profile import Profile, load_profile
+from ablation.profile import Profile, load_profile, parse_data
 from ablation.protocol import Trainer
 from ablation.storage import StorageError
 from ablation.study import Study, load_study
@@ -39,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
-    except (StudyError, StorageError, TrainerError, _InputError) as error:
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except (StudyError, StorageError, PlaceError, TrainerError, _InputError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -105,22 +108,16 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(options: argparse.Namespace) -> Profile:
-    data = dict(item.partition("=")[::2] for item in options.data)
-    if wrong := [item for item in options.data if not all(item.partition("=")[::2])]:
-        raise _InputError(f"--data must be NAME=FOLDER, got {wrong[0]!r}.")
+    data = parse_data(options.data, source="--data")
     on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
     flags = {"storage": options.storage, "data": data, "workers": getattr(options, "workers", None)}
     return load_profile(on, environment=os.environ, flags=flags)
 
 
 def _planned(options: argparse.Namespace, profile: Profile) -> tuple[Plan, Trainer]:
-    study: Study = load_study(options.study)
+    study: Study = load_study(options.study, data=profile.place.data, workers=profile.workers)
     trainer = load_trainer(study.trainer)
     return plan(study, trainer, profile.place.data, workers=profile.workers), trainer
-
-
-def _standings(planned: Plan, ledger: Ledger) -> dict[str, Standing]:
-    return ledger.standings(planned.stages)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -128,22 +125,26 @@ def _plan(options: argparse.Namespace) -> int:
 
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    standings = _standings(planned, Ledger.open(profile.storage))
-    Console().print(overview(planned, standings))
+    standings = Ledger.open(profile.storage).standings(planned.stages)
+    _print(overview(planned, standings))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ablation.running import run_study
+    from ablation.running import Run
 
     profile = _profile(options)
     planned, trainer = _planned(options, profile)
     ledger = Ledger.open(profile.storage)
     ledger.check_writable()
-    err = Console(stderr=True)
-    standings, lost = run_study(
-        planned, trainer=trainer, ledger=ledger, profile=profile, inline=options.inline, console=err
-    )
+    standings, lost = Run(
+        plan=planned,
+        trainer=trainer,
+        ledger=ledger,
+        profile=profile,
+        console=Console(stderr=True),
+        inline=options.inline,
+    ).finish()
     _print_table(planned, standings)
     for title, reason in lost.items():
         print(f"{title}: lost ({reason}). Run the same command again.", file=sys.stderr)
@@ -156,15 +157,15 @@ def _status(options: argparse.Namespace) -> int:
 
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    standings = _standings(planned, Ledger.open(profile.storage))
-    Console().print(status(planned, standings))
+    standings = Ledger.open(profile.storage).standings(planned.stages)
+    _print(status(planned, standings))
     return _failed(standings)
 
 
 def _table(options: argparse.Namespace) -> int:
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    standings = _standings(planned, Ledger.open(profile.storage))
+    standings = Ledger.open(profile.storage).standings(planned.stages)
     _print_table(planned, standings, options.format)
     return _failed(standings)
 
@@ -179,20 +180,31 @@ def _print_table(planned: Plan, standings: Mapping[str, Standing], form: str = "
 
     table = tabulate(planned, standings)
     if form == "text":
-        console = Console()
-        console.print(to_text(table, width=console.width))
+        _print(to_text(table, width=Console().width))
     else:
         print({"md": to_markdown, "csv": to_csv}[form](table), end="")
 
 
+def _print(shown: RenderableType) -> None:
+    """To stdout by `print`, since rich ends the process where a pipe is closed."""
+    console = Console()
+    with console.capture() as captured:
+        console.print(shown)
+    print(captured.get(), end="")
+
+
 def _ui(options: argparse.Namespace) -> int:
     from ablation.serve import serve
+    from ablation.tracking import TRACKING_ERRORS
 
     profile = _profile(options)
     uri, embedded = profile.mlflow
     if embedded is None:
         raise _InputError(f"ui is for the embedded store; this profile's server is {uri}.")
-    serve(uri, Ledger.open(profile.storage).studies(), port=options.port)
+    try:
+        serve(uri, Ledger.open(profile.storage).studies(), port=options.port)
+    except TRACKING_ERRORS as error:
+        raise _InputError(f"{uri} must be a store of this MLflow: {error}") from error
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -39,8 +39,12 @@ class Restored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A checkpoint: its files, and the journal's segments through its step, in order."""
+    """A checkpoint: its files, and the journal's segments through its step, in order.
 
+    `name` is that of its folder and, with `.json`, of the commit object.
+    """
+
+    name: str
     step: int
     total: int
     files: Manifest
@@ -50,6 +54,7 @@ class Commit:
         """The commit object."""
         return seal(
             {
+                "name": self.name,
                 "step": self.step,
                 "total": self.total,
                 "files": manifest_to_json(self.files),
@@ -65,6 +70,7 @@ class Commit:
         """
         body = unseal(content)
         return cls(
+            name=body["name"],
             step=body["step"],
             total=body["total"],
             files=manifest_from_json(body["files"]),
@@ -74,9 +80,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """An outcome with what a finished stage leaves: its artifacts and its whole journal."""
+    """An outcome with what a finished stage leaves: its artifacts and its whole journal.
+
+    `name` is that of the artifacts' folder.
+    """
 
     outcome: Outcome
+    name: str = ""
     artifacts: Manifest = field(default_factory=dict)
     journal: Manifest = field(default_factory=dict)
 
@@ -85,6 +95,7 @@ class Ending:
         return seal(
             {
                 **_outcome_to_json(self.outcome),
+                "name": self.name,
                 "artifacts": manifest_to_json(self.artifacts),
                 "journal": manifest_to_json(self.journal),
             }
@@ -99,6 +110,7 @@ class Ending:
         body = unseal(content)
         return cls(
             outcome=_outcome_from_json(body),
+            name=body["name"],
             artifacts=manifest_from_json(body["artifacts"]),
             journal=manifest_from_json(body["journal"]),
         )

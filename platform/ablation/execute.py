@@ -1,8 +1,8 @@
 """One stage in whatever process it is called in, and one cell's stages in order.
 
 A stage is a loop over the trainer's generator: journal the step, commit a checkpoint now and then,
-tell the observer, look whether to stop. Every worker of a group runs the same loop; the lead alone
-writes.
+tell the observer, look whether to stop. Every worker of a group runs the same loop, from one
+`resume_step` that its driver took from `StageFolder.resume_step` before; the lead alone writes.
 """
 
 import time
@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, assert_never
 
 from ablation.cells import Cell, Failed, Finished, Outcome, PlannedStage
+from ablation.commits import Restored
 from ablation.events import Event, Observe
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
 from ablation.provenance import now_ms, provenance
-from ablation.worker import Lead, Signals, follow
+from ablation.worker import Lead, Signals, Steps, follow
 
 __all__ = ["execute", "execute_cell", "never", "run_stages"]
 
@@ -48,47 +49,56 @@ def execute(
 
     A stage that has ended is not run again. An exception of the trainer ends it as Failed; those
     of the storage and the observer pass, and so do all of a worker that is not the lead.
-
-    A group of `workers` calls this with one `resume_step`, taken by its driver from
-    `ledger.stage(digest).resume_step()` before they start; None, for a worker alone, is the newest
-    sound checkpoint. `should_stop` is asked once at the start, and with `save_now` (commit and go
-    on, as before a preemption) once after each step, in every worker: both may be collective.
-    `checkpoint_every_s` stretches where commits would take over a tenth of the time; 0 commits
-    after every step. `origin` is the attempt's provenance (None: gathered here).
+    `resume_step` None is the newest sound checkpoint. `should_stop` is asked at the start, and with
+    `save_now` (commit and go on) after each step, in every worker: both may be collective. Commits
+    come every `checkpoint_every_s` (0: each step), later where they would take a tenth of the time.
     """
-    signals = Signals(should_stop=should_stop, save_now=save_now)
-    folder = ledger.stage(stage.digest)
-    if (outcome := folder.outcome()) is not None:
-        if lead:
-            ledger.writer(stage.digest).tidy()
-            observe(_skipped(stage, _before(outcome)))
-        return outcome
+    if (outcome := ledger.outcome(stage.digest)) is not None:
+        return _ended(stage, outcome, ledger, observe=observe if lead else None)
     if should_stop():
         return None
+    signals = Signals(should_stop=should_stop, save_now=save_now)
+    begin = partial(_begin, stage, trainer=trainer, ledger=ledger, place=place, signals=signals)
     with TemporaryDirectory(prefix="ablation-") as scratch:
-        restored = folder.restore(Path(scratch, "resume"), step=resume_step)
-        steps = trainer.stages()[stage.name].run(
-            stage.config,
-            seed=stage.seed,
-            place=place,
-            inputs=ledger.artifacts(stage.parent, Path(scratch, "inputs"))
-            if stage.parent
-            else None,
-            resume=restored.folder if restored else None,
-            should_stop=signals.stopped,
-        )
+        restored, steps = begin(Path(scratch), resume_step=resume_step)
         if not lead:
             return follow(steps, signals)
-        return Lead(
-            stage=stage,
-            folder=folder,
-            restored=restored,
-            signals=signals,
-            observe=observe,
-            checkpoint_every_s=checkpoint_every_s,
-            clock=clock,
-            now_ms=now_ms,
-        ).run(steps, workers=workers, origin=origin or provenance(trainer))
+        record = partial(Lead, stage=stage, folder=ledger.stage(stage.digest), restored=restored)
+        paced = partial(record, checkpoint_every_s=checkpoint_every_s, clock=clock, now_ms=now_ms)
+        origin = origin or provenance(trainer)
+        return paced(signals=signals, observe=observe).run(steps, workers=workers, origin=origin)
+
+
+def _ended(
+    stage: PlannedStage, outcome: Outcome, ledger: Ledger, *, observe: Observe | None
+) -> Outcome:
+    if observe is not None:
+        ledger.writer(stage.digest).tidy()
+        observe(_skipped(stage, _before(outcome)))
+    return outcome
+
+
+def _begin(
+    stage: PlannedStage,
+    scratch: Path,
+    *,
+    trainer: Trainer,
+    ledger: Ledger,
+    place: Place,
+    signals: Signals,
+    resume_step: int | None,
+) -> tuple[Restored | None, Steps]:
+    """What the stage goes on from, and its steps from there."""
+    restored = ledger.stage(stage.digest).restore(scratch / "resume", step=resume_step)
+    inputs = ledger.artifacts(stage.parent, scratch / "inputs") if stage.parent else None
+    return restored, trainer.stages()[stage.name].run(
+        stage.config,
+        seed=stage.seed,
+        place=place,
+        inputs=inputs,
+        resume=restored.folder if restored else None,
+        should_stop=signals.stopped,
+    )
 
 
 def execute_cell(

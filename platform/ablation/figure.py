@@ -20,10 +20,11 @@ def draw(table: Table) -> Figure:
             panel.plot(values, [height] * len(values), "o", color=color, alpha=0.7)
             if entry.summary is not None:
                 panel.plot(entry.summary.mean, height, "|", color=color, ms=22, mew=2)
-        panel.set_title(f"{metric.name} ({metric.direction} is better)", fontsize=10)
+        title = f"{metric.name} ({metric.direction} is better)"
+        panel.set_title(title, fontsize=10, parse_math=False)
         panel.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    panels[0].set_yticks(range(len(rows)), [row.label for row in rows], parse_math=False)
     panels[0].invert_yaxis()
-    figure.suptitle(table.name)
+    figure.suptitle(table.name, parse_math=False)
     figure.tight_layout()
     return figure

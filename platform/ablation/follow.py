@@ -11,7 +11,7 @@ from typing import Any
 from ablation.cells import Finished, Standing
 from ablation.events import Event
 from ablation.figure import draw
-from ablation.render import to_csv, to_markdown
+from ablation.storage import StorageError
 from ablation.table import Table
 from ablation.tracking import TRACKING_ERRORS, Mirror
 
@@ -35,29 +35,25 @@ class Follower:
         if event.records:
             self._news.put(event)
 
-    def finish(self, standings: Mapping[str, Standing], table: Table, study: str) -> bool:
-        """Make the mirror whole, with the tables and the study's text; whether that worked."""
+    def finish(
+        self, standings: Mapping[str, Standing], table: Table, texts: Mapping[str, str]
+    ) -> bool:
+        """Make the mirror whole, with the study's texts (`table.md` among them); if that worked."""
         self._news.put(None)
         self._thread.join()
-        markdown = to_markdown(table)
-        texts = {"table.md": markdown, "table.csv": to_csv(table), "study.yaml": study}
         complete = all(isinstance(standing, Finished) for standing in standings.values())
         return (
             self._open()
             and self._try(self._mirror.sync, standings)
-            and self._try(self._mirror.publish, texts, summary=markdown, figure=draw(table))
+            and self._try(lambda: self._mirror.publish(texts, figure=draw(table)))
             and self._try(self._mirror.close, complete=complete)
         )
-
-    @property
-    def page(self) -> str:
-        """Where the study is behind the tracking server's URL, empty before it is there."""
-        return self._mirror.page if self._opened else ""
 
     def _follow(self) -> None:
         self._open()
         while (event := self._news.get()) is not None:
-            if self._open():
+            # After trouble every try may take minutes: `finish` makes one, for all.
+            if not self._troubled and self._open():
                 self._try(self._mirror.log, event.digest, event.records)
 
     def _open(self) -> bool:
@@ -67,7 +63,7 @@ class Follower:
     def _try(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> bool:
         try:
             act(*args, **kwargs)
-        except TRACKING_ERRORS as error:
+        except (*TRACKING_ERRORS, StorageError) as error:
             if not self._troubled:
                 self._warn(
                     f"MLflow at {self._mirror.uri} does not answer as it must "

@@ -7,11 +7,19 @@ defaults filled in. Labels, paths, workers and package versions are not part of 
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-__all__ = ["canonical", "digest"]
+__all__ = ["NAME", "NAME_RULE", "canonical", "digest"]
+
+NAME = re.compile(r"[^\W_](?:[\w .-]{0,98}[\w.-])?")
+"""What a study may be called: a folder of this name can be on any storage."""
+NAME_RULE = (
+    "1 to 100 letters, digits, spaces and _.-, beginning with a letter or digit and not ending "
+    "with a space"
+)
 
 
 def canonical(value: Any) -> str:

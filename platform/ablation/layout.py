@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "PlaceError"]
+
+
+class PlaceError(Exception):
+    """The place is not there or cannot hold a cell; the text is for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ablation.cells import Outcome, Standing
 from ablation.commits import Restored
+from ablation.identity import NAME, NAME_RULE
 from ablation.journal import Record
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
@@ -20,7 +21,6 @@ from ablation.storage import Storage
 __all__ = ["Ledger"]
 
 _DIGEST = re.compile(r"[0-9a-f]{8,128}")
-_NAME = re.compile(r"\w[\w .-]*")
 _READERS = 16  # requests to an object store at a time
 
 
@@ -106,9 +106,6 @@ class Ledger:
 
 def _study_path(name: str, file: str) -> str:
     for part in (name, file):
-        if not _NAME.fullmatch(part):
-            raise ValueError(
-                f"A name must be letters, digits, spaces and _.- and begin with a letter or "
-                f"digit, got {part!r}."
-            )
+        if not NAME.fullmatch(part):
+            raise ValueError(f"A name must be {NAME_RULE}, got {part!r}.")
     return f"studies/{name}/{file}"

@@ -4,7 +4,7 @@ Nothing here is science: the same study on another profile has the same cells. A
 wins: defaults, the file of `--on`, variables `ABLATION_<FIELD>`, flags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ablation.settings import Fault, flatten, settle, unknown
 from ablation.storage import Storage
 from ablation.yamlfile import read
 
-__all__ = ["Profile", "load_profile"]
+__all__ = ["Profile", "load_profile", "parse_data"]
 
 _NUMBERS = ("workers", "cpus_per_worker", "gpus_per_worker", "concurrency", "loaders")
 
@@ -69,7 +69,8 @@ class Profile:
     @property
     def place(self) -> Place:
         """What a stage is told."""
-        data = {name: Path(folder) for name, folder in self.data.items()}
+        # Absolute, since a worker's working folder is not the driver's.
+        data = {name: Path(folder).expanduser().absolute() for name, folder in self.data.items()}
         return Place(data=data, threads=self.cpus_per_worker, loaders=self.loaders)
 
     @property
@@ -114,14 +115,28 @@ def _from_file(path: Path) -> Profile:
     ]
     if problems or document.problems:
         raise StudyError([*document.problems, *problems])
-    data = {name: str(path.parent / folder) for name, folder in profile.data.items()}
+    here = path.parent
+    data = {name: str(here / Path(at).expanduser()) for name, at in profile.data.items()}
     is_folder = "storage" in content and "://" not in profile.storage
-    storage = str(path.parent / profile.storage) if is_folder else profile.storage
+    storage = str(here / Path(profile.storage).expanduser()) if is_folder else profile.storage
     return replace(profile, data=data, storage=storage)
 
 
 def _paths(faults: list[Fault]) -> set[str]:
     return {fault.path for fault in faults}
+
+
+def parse_data(items: Iterable[str], *, source: str) -> dict[str, str]:
+    """Folders by name from texts `NAME=FOLDER`; an empty text says nothing.
+
+    Raises StudyError for a text of another form.
+    """
+    pairs = {item: item.partition("=") for item in items if item.strip()}
+    if wrong := [
+        item for item, (name, _, at) in pairs.items() if not name.strip() or not at.strip()
+    ]:
+        raise StudyError([Problem(source, 0, f"must be NAME=FOLDER, got {wrong[0]!r}.")])
+    return {name.strip(): at.strip() for name, _, at in pairs.values()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -133,8 +148,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _typed(kind: Any, name: str, text: str) -> Any:
     """A value from text; what is no number stays text, for the type check to refuse."""
     if name == "data":
-        pairs = (item.partition("=") for item in text.split(",") if item)
-        return {key.strip(): folder.strip() for key, _, folder in pairs}
+        return parse_data(text.split(","), source="ABLATION_DATA")
     if kind in (str, str | None):
         return text
     try:

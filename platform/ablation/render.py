@@ -7,19 +7,18 @@ for what lies below the spread is noise. CSV holds every digit.
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import floor, log10
 from statistics import median
 from typing import NamedTuple, TypeAlias
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
 from ablation.protocol import Direction
-from ablation.statistics import Difference
 from ablation.table import Entry, Metric, Table, TableRow
 
 __all__ = ["to_csv", "to_markdown", "to_text"]
@@ -37,15 +36,26 @@ Part: TypeAlias = tuple[list[str], list[list[Cell]]]
 """A heading, and lines of cells."""
 ARROW: dict[Direction, str] = {"higher": "↑", "lower": "↓"}
 NONE = "—"
+LABEL_WIDTH = 12
+"""Labels may fold where they are longer, in terminal columns."""
+GAP = 2
+"""Between two columns: the padding of one and the divider of the box."""
 
 
 def to_text(table: Table, *, width: int = 80, flat: bool = False) -> RenderableType:
-    """For a terminal of `width` columns; a grid is drawn in two dimensions unless `flat`."""
+    """For a terminal of `width` columns; a grid is drawn in two dimensions unless `flat`.
+
+    What does not fit goes in blocks below one another, a grid that does not fit is drawn flat. A
+    number is never cut; only where a column alone is wider than the terminal an ellipsis says so.
+    """
     blocks: list[RenderableType] = [Text(table.name, style="bold")]
     if table.question:
         blocks.append(Text(table.question))
-    drawn = [_crossed(table)] if table.layout and not flat else _fitted(table, table.rows, width)
-    blocks += [_draw(head, body) for head, body in drawn]
+    crossed = _crossed(table) if table.layout and not flat else None
+    if crossed is not None and _width(crossed) <= width:
+        blocks.append(_draw(*crossed))
+    else:
+        blocks += [_draw(*part) for part in _fitted(table, table.rows, width)]
     if table.references:
         blocks.append(Text("References", style="bold"))
         blocks += [_draw(*part) for part in _fitted(table, table.references, width)]
@@ -91,7 +101,8 @@ def to_csv(table: Table) -> str:
 
 CSV_HEAD = (
     *("study", "row", "kind", "metric", "better", "n", "expected", "mean", "sd"),
-    *("difference", "low", "high", "verdict", "published", "source", "status"),
+    *("difference", "difference n", "low", "high", "verdict"),
+    *("published", "source", "status"),
 )
 
 
@@ -103,7 +114,8 @@ def _record(table: Table, row: TableRow, metric: Metric) -> list[str | float | N
         *(table.name, row.label, "reference" if row.reference else "row"),
         *(metric.name, metric.direction, entry.n, entry.expected),
         *((summary.mean, summary.sd) if summary else (None, None)),
-        *((difference.mean, difference.low, difference.high) if difference else (None,) * 3),
+        *((difference.mean, difference.n) if difference else (None,) * 2),
+        *((difference.low, difference.high) if difference else (None,) * 2),
         entry.verdict,
         *((published.value, published.source, published.status) if published else (None,) * 3),
         *(row.levels or (None,) * len(table.axes)),
@@ -125,7 +137,7 @@ def _lines(table: Table, rows: Sequence[TableRow], metrics: Sequence[Metric] | N
     published = full and any(row.published for row in rows)
     digits = {metric.name: _digits(table, metric) for metric in table.metrics}
     head = ["row", "n", _title(first)]
-    head += [f"minus {table.baseline}", "verdict"] if compared else []
+    head += ["minus baseline", "verdict"] if compared else []
     head += ["published"] if published else []
     head += [_title(metric) for metric in others]
     body = []
@@ -137,7 +149,7 @@ def _lines(table: Table, rows: Sequence[TableRow], metrics: Sequence[Metric] | N
             Cell(_mean(entry, digits[first.name]), bold=entry.verdict == "better"),
         ]
         if compared:
-            line.append(Cell(_difference(entry.difference, digits[first.name])))
+            line.append(Cell(_difference(entry, digits[first.name])))
             line.append(Cell("baseline" if row.baseline else entry.verdict or NONE))
         if published:
             line.append(Cell(_published(row)))
@@ -194,11 +206,17 @@ def _counted(entry: Entry, digits: int) -> Cell:
     return Cell(_mean(entry, digits), bold=entry.verdict == "better", aside=count)
 
 
-def _difference(difference: Difference | None, digits: int) -> str:
-    """The mean difference, and under it, to keep a row narrow, its interval."""
+def _difference(entry: Entry, digits: int) -> str:
+    """The mean difference, and under it, to keep a row narrow, its interval.
+
+    It says on how many seeds it rests where these are fewer than the mean's.
+    """
+    difference = entry.difference
     if difference is None:
         return NONE
     mean = f"{difference.mean:+.{digits}f}"
+    if difference.n != entry.n:
+        mean += f" ({difference.n} seed{'s' if difference.n > 1 else ''})"
     if difference.low is None or difference.high is None:
         return mean
     return f"{mean}\n[{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
@@ -212,19 +230,51 @@ def _published(row: TableRow) -> str:
 
 
 def _fitted(table: Table, rows: Sequence[TableRow], width: int) -> list[Part]:
-    """One block where all metrics fit beside one another, else the others in a block of theirs."""
+    """One block where all metrics fit beside one another, else the others in blocks of theirs."""
     whole = _lines(table, rows)
-    console = Console(width=10_000)
-    needed = Measurement.get(console, console.options, _draw(*whole)).maximum
-    if needed <= width or len(table.metrics) == 1:
+    if _width(whole, folded=False) <= width:
         return [whole]
-    return [_lines(table, rows, table.metrics[:1]), _lines(table, rows, table.metrics[1:])]
+    parts = [_lines(table, rows, table.metrics[:1])]
+    if len(table.metrics) > 1:
+        parts.append(_lines(table, rows, table.metrics[1:]))
+    return [block for part in parts for block in _blocks(part, width)]
+
+
+def _blocks(part: Part, width: int) -> Iterator[Part]:
+    """A part in as many blocks as its width asks for, each with the labels first."""
+    kept = [0]
+    for at in range(1, len(part[0])):
+        if len(kept) > 1 and _width(_columns(part, [*kept, at])) > width:
+            yield _columns(part, kept)
+            kept = [0]
+        kept.append(at)
+    yield _columns(part, kept)
+
+
+def _columns(part: Part, kept: Sequence[int]) -> Part:
+    head, body = part
+    return [head[at] for at in kept], [[line[at] for at in kept] for line in body]
+
+
+def _width(part: Part, *, folded: bool = True) -> int:
+    """Columns of a terminal that a part needs, with its labels folded or in one line each."""
+    head, body = part
+    columns = [
+        [title, *(f"{line[at].text}{line[at].aside}" for line in body)]
+        for at, title in enumerate(head)
+    ]
+    labels, *others = (
+        max(cell_len(line) for text in column for line in text.split("\n")) for column in columns
+    )
+    return sum(others) + GAP * len(others) + (min(labels, LABEL_WIDTH) if folded else labels)
 
 
 def _draw(head: Sequence[str], body: Iterable[Sequence[Cell]]) -> Grid:
+    """A block of which only the labels fold."""
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for at, title in enumerate(head):
-        grid.add_column(Text(title), overflow="fold", no_wrap=at > 0)
+    grid.add_column(Text(head[0]), overflow="fold")
+    for title in head[1:]:
+        grid.add_column(Text(title), overflow="ellipsis", no_wrap=True)
     for line in body:
         grid.add_row(*(Text.assemble((c.text, "bold" if c.bold else ""), c.aside) for c in line))
     return grid

@@ -4,15 +4,15 @@ Plain `rows` are a grid of one axis. A level must change something that its axis
 two rows may be the same configuration: then a table's rows are what their labels say.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import prod
 from typing import Any
 
 from ablation.identity import canonical
 from ablation.problems import Problem
-from ablation.settings import Fault, flatten, layer, settle, unknown
+from ablation.settings import Fault, flatten, layer, mend, settle, unknown
 from ablation.studyfile import StudyFile
 from ablation.yamlfile import Document, Trail
 
@@ -38,12 +38,16 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table: its label, a level of every axis, and the configuration."""
+    """One line of the table: its label, a level of every axis, and the configuration.
+
+    `left_out` are settings that `config` had to go without; a study's rows have none.
+    """
 
     label: str
     levels: tuple[str, ...]
     config: Any
     trails: tuple[Trail, ...]
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,8 @@ class Base:
     config: Any = None
     complete: bool = True
     """False where the preset is unknown: then only what a row itself says can be judged."""
+    left_out: frozenset[str] = frozenset()
+    """Settings that are missing in `settings`, for what they say is wrong or unknown."""
 
 
 def axes_of(file: StudyFile, kind: type[object]) -> tuple[Axis, ...]:
@@ -95,8 +101,11 @@ def locate(document: Document, trail: Trail, path: str) -> Trail | None:
 
 def multiply(
     document: Document, base: Base, axes: Sequence[Axis]
-) -> tuple[tuple[Row, ...], list[Problem]]:
-    """Every combination of levels as a row; those that cannot be are problems instead."""
+) -> tuple[tuple[Row, ...], tuple[Row, ...], list[Problem]]:
+    """Every combination of levels as a row; those that cannot be are problems instead.
+
+    Of these the second part has what is left without the settings that are wrong.
+    """
     problems = [
         document.problem(
             str(fault),
@@ -106,20 +115,34 @@ def multiply(
         for level in axis.levels
         for fault in unknown(base.kind, level.settings)
     ]
-    rows = []
+    rows, partial = [], []
     for levels in product(*(axis.levels for axis in axes)):
         own = [_known(base.kind, level.settings) for level in levels]
-        config, faults = settle(base.kind, layer(base.settings, *own))
+        flat = layer(base.settings, *own)
+        config, faults = settle(base.kind, flat)
+        given = {path for settings in own for path in settings}
         row = Row(
             label=" / ".join(level.label for level in levels),
             levels=tuple(level.label for level in levels),
             config=config,
             trails=tuple(level.trail for level in levels),
+            left_out=frozenset(path for path in base.left_out if not _touches(path, given)),
         )
         problems += [problem for fault in faults for problem in _blame(document, base, row, fault)]
         if not faults and own == [level.settings for level in levels]:
             rows.append(row)
-    return tuple(rows), problems
+        elif mended := mend(base.kind, flat, faults):
+            asked = {path for level in levels for path in level.settings}
+            left_out = row.left_out | mended[1] | (asked - given)
+            partial.append(replace(row, config=mended[0], left_out=left_out))
+    return tuple(rows), tuple(partial), problems
+
+
+def _touches(path: str, others: Set[str]) -> bool:
+    """Whether one of `others` sets a path, something in it or something around it."""
+    return any(
+        f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in others
+    )
 
 
 def _known(kind: type[object], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,143 +4,170 @@ Conducts only: the executors run stages, the ledger holds what came of it, the m
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
 
 from ablation.cells import Cell, Failed, Finished, Standing
 from ablation.display import displaying
 from ablation.events import Event, Observe
+from ablation.execute import never
 from ablation.ledger import Ledger
 from ablation.plan import Plan
 from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.render import to_csv, to_markdown
+from ablation.storage import StorageError
 from ablation.table import tabulate
 
-__all__ = ["run_study"]
+if TYPE_CHECKING:
+    from ablation.follow import Follower
+
+__all__ = ["Run"]
 
 _MIRRORED = "mirrored.txt"
 
-
-def run_study(
-    plan: Plan,
-    *,
-    trainer: Trainer,
-    ledger: Ledger,
-    profile: Profile,
-    inline: bool,
-    console: Console,
-) -> tuple[dict[str, Standing], dict[str, str]]:
-    """How every stage stands afterwards, by digest, and why cells were lost, by title.
-
-    Stages that failed before are tried again; stages that finished never are.
-    """
-    for digest in plan.stages:
-        ledger.clear_failure(digest)
-    standings = ledger.standings(plan.stages)
-    todo = [
-        cell
-        for cell in plan.cells
-        if not all(isinstance(standings[stage.digest], Finished) for stage in cell)
-    ]
-    if not todo and ledger.read_study(plan.study.name, _MIRRORED) == _state(plan, profile):
-        console.print(f"All {len(plan.stages)} stages are finished: nothing to train.")
-        _say_where(ledger, profile, console)
-        return standings, {}
-    return _run(plan, todo, trainer, ledger=ledger, profile=profile, inline=inline, console=console)
+Execute: TypeAlias = Callable[[Sequence[Cell], Observe], dict[str, str]]
+"""Brings cells to their ends; says why some were lost, by the digest of their first stage."""
 
 
-def _run(
-    plan: Plan,
-    todo: list[Cell],
-    trainer: Trainer,
-    *,
-    ledger: Ledger,
-    profile: Profile,
-    inline: bool,
-    console: Console,
-) -> tuple[dict[str, Standing], dict[str, str]]:
-    from ablation.follow import Follower
-    from ablation.tracking import Mirror
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A plan, where it runs, and where a person is told of it."""
 
-    study = Path(plan.study.document.file).read_text()
-    ledger.write_study(plan.study.name, {"study.yaml": study})
-    done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
-    uri, artifacts = profile.mlflow
-    follower = Follower(
-        Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=artifacts), console.print
-    )
-    lost: dict[str, str] = {}
-    if todo:
-        with displaying(plan, done, console) as display:
+    plan: Plan
+    trainer: Trainer
+    ledger: Ledger
+    profile: Profile
+    console: Console
+    inline: bool = False
+
+    def finish(self) -> tuple[dict[str, Standing], dict[str, str]]:
+        """How every stage stands afterwards, by digest, and why cells were lost, by title.
+
+        Stages that failed before are tried again; stages that finished never are.
+
+        Raises PlaceError before anything is written.
+        """
+        standings = self.ledger.standings(self.plan.stages)
+        todo = [cell for cell in self.plan.cells if not _all_finished(cell, standings)]
+        lost: dict[str, str] = {}
+        if todo:
+            with self._executor() as execute:
+                lost = self._execute(todo, execute)
+            standings = self.ledger.standings(self.plan.stages)
+        else:
+            self.console.print(f"All {len(standings)} stages are finished: nothing to train.")
+            if not self._is_mirrored():
+                self._conclude(self._follower(), standings)
+        self._say_where()
+        unended = {
+            cell.stages[0].digest: cell.title for cell in todo if not _ended(cell, standings)
+        }
+        unseen = f"its stages are not in the ledger; do all nodes see {self.ledger.storage.uri}?"
+        return standings, {title: lost.get(digest, unseen) for digest, title in unended.items()}
+
+    def _execute(self, todo: Sequence[Cell], execute: Execute) -> dict[str, str]:
+        """Run cells, and tell the console and the mirror of it."""
+        plan, ledger = self.plan, self.ledger
+        for digest in plan.stages:
+            ledger.clear_failure(digest)
+        ledger.write_study(plan.study.name, {"study.yaml": plan.study.document.text})
+        done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
+        follower = self._follower()
+        with displaying(plan, done, self.console) as display:
 
             def observe(event: Event) -> None:
                 display(event)
                 follower(event)
 
-            lost = _execute(todo, trainer, ledger, profile, inline=inline, observe=observe)
-    else:
-        console.print(f"All {len(plan.stages)} stages are finished: nothing to train.")
-    standings = ledger.standings(plan.stages)
-    table = tabulate(plan, standings)
-    texts = {"table.md": to_markdown(table), "table.csv": to_csv(table)}
-    if follower.finish(standings, table, study):
-        texts[_MIRRORED] = _state(plan, profile)
-    ledger.write_study(plan.study.name, texts)
-    _say_where(ledger, profile, console)
-    ended = {cell.title for cell in plan.cells if _ended(cell, standings)}
-    return standings, {title: why for title, why in lost.items() if title not in ended}
+            lost = execute(todo, observe)
+        self._conclude(follower, ledger.standings(plan.stages))
+        return lost
 
+    @contextmanager
+    def _executor(self) -> Generator[Execute]:
+        """What runs cells, when it can: the cluster is there, and a cell fits."""
+        if self.inline:
+            yield self._run_inline
+            return
+        from ablation.executors.cluster import connected, run_cluster
 
-def _execute(
-    todo: list[Cell],
-    trainer: Trainer,
-    ledger: Ledger,
-    profile: Profile,
-    *,
-    inline: bool,
-    observe: Observe,
-) -> dict[str, str]:
-    if inline:
-        from ablation.execute import never
+        with connected(self.profile.layout) as layout:
+
+            def execute(cells: Sequence[Cell], observe: Observe) -> dict[str, str]:
+                return run_cluster(
+                    cells,
+                    trainer=self.trainer,
+                    ledger=self.ledger,
+                    place=self.profile.place,
+                    layout=layout,
+                    observe=observe,
+                )
+
+            yield execute
+
+    def _run_inline(self, cells: Sequence[Cell], observe: Observe) -> dict[str, str]:
         from ablation.executors.inline import run_inline
 
-        run_inline(
-            todo,
-            trainer=trainer,
-            ledger=ledger,
-            place=profile.place,
-            observe=observe,
-            should_stop=never,
-            checkpoint_every_s=profile.checkpoint_every_s,
-        )
+        try:
+            run_inline(
+                cells,
+                trainer=self.trainer,
+                ledger=self.ledger,
+                place=self.profile.place,
+                observe=observe,
+                should_stop=never,
+                checkpoint_every_s=self.profile.checkpoint_every_s,
+            )
+        except StorageError as error:  # for the cells that it kept from their ends
+            return {cell.stages[0].digest: str(error) for cell in cells}
         return {}
-    from ablation.executors.cluster import run_cluster
 
-    return run_cluster(
-        todo,
-        trainer=trainer,
-        ledger=ledger,
-        place=profile.place,
-        layout=profile.layout,
-        observe=observe,
-    )
+    def _follower(self) -> "Follower":
+        from ablation.follow import Follower
+        from ablation.tracking import Mirror
+
+        uri, artifacts = self.profile.mlflow
+        mirror = Mirror(plan=self.plan, ledger=self.ledger, uri=uri, artifacts=artifacts)
+        return Follower(mirror, partial(self.console.print, markup=False, soft_wrap=True))
+
+    def _conclude(self, follower: "Follower", standings: Mapping[str, Standing]) -> None:
+        """Write the tables, then mirror them: the ledger comes first."""
+        table, name = tabulate(self.plan, standings), self.plan.study.name
+        texts = {
+            "study.yaml": self.plan.study.document.text,
+            "table.md": to_markdown(table),
+            "table.csv": to_csv(table),
+        }
+        self.ledger.write_study(name, texts)
+        if follower.finish(standings, table, texts):
+            self.ledger.write_study(name, {_MIRRORED: self._mirrored()})
+
+    def _mirrored(self) -> str:
+        """What a whole mirror mirrors: the study's text, its stages, and the server it is on."""
+        held = (self.profile.mlflow[0], self.plan.study.document.text, list(self.plan.stages))
+        return hashlib.sha256(repr(held).encode()).hexdigest()
+
+    def _is_mirrored(self) -> bool:
+        uri = self.profile.mlflow[0]
+        lies = not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+        return lies and self.ledger.read_study(self.plan.study.name, _MIRRORED) == self._mirrored()
+
+    def _say_where(self) -> None:
+        for name, at in (("Ledger", self.ledger.storage.uri), ("MLflow", self.profile.mlflow[0])):
+            self.console.print(f"{name}: {at}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _all_finished(cell: Cell, standings: Mapping[str, Standing]) -> bool:
+    return all(isinstance(standings[stage.digest], Finished) for stage in cell)
 
 
 def _ended(cell: Cell, standings: Mapping[str, Standing]) -> bool:
-    stands = [standings[stage.digest] for stage in cell]
-    failed = any(isinstance(standing, Failed) for standing in stands)
-    return failed or all(isinstance(standing, Finished) for standing in stands)
-
-
-def _state(plan: Plan, profile: Profile) -> str:
-    """What a whole mirror mirrors: changes when a stage, a label or the server does."""
-    cells = [(cell.row, cell.seed, [stage.digest for stage in cell]) for cell in plan.cells]
-    return hashlib.sha256(repr((profile.mlflow[0], cells)).encode()).hexdigest()
-
-
-def _say_where(ledger: Ledger, profile: Profile, console: Console) -> None:
-    console.print(f"Ledger: {ledger.storage.uri}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow: {profile.mlflow[0]}", soft_wrap=True, highlight=False)
+    failed = any(isinstance(standings[stage.digest], Failed) for stage in cell)
+    return failed or _all_finished(cell, standings)

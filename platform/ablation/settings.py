@@ -16,7 +16,17 @@ from pydantic_core import ErrorDetails
 
 from ablation.problems import nearest, show
 
-__all__ = ["Fault", "describe", "flatten", "layer", "paths", "settle", "unknown"]
+__all__ = [
+    "Fault",
+    "describe",
+    "flatten",
+    "layer",
+    "mend",
+    "paths",
+    "settle",
+    "speaks_of",
+    "unknown",
+]
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -105,14 +115,36 @@ def settle(kind: Any, flat: Mapping[str, Any]) -> tuple[Any, list[Fault]]:
         rest = {path: value for path, value in rest.items() if path not in dropped}
         again = _configure(kind, rest)[1]
         gone = flat.keys() - rest.keys()
-        new = [fault for fault in again if fault not in found and not _speaks_of(fault, gone)]
+        new = [fault for fault in again if fault not in found and not _is_of(fault, gone)]
         found = [*found, *new]
     return config, found
 
 
-def _speaks_of(fault: Fault, gone: Set[str]) -> bool:
-    leaves = {path.rpartition(".")[2] for path in gone}
-    return fault.path in gone or any(leaf in fault.sentence for leaf in leaves)
+def _is_of(fault: Fault, gone: Set[str]) -> bool:
+    return fault.path in gone or speaks_of(fault.sentence, gone)
+
+
+def speaks_of(sentence: str, gone: Set[str]) -> bool:
+    """Whether a sentence is about one of the settings at these paths."""
+    leaves = {path.rpartition(".")[2] for path in gone} - {""}
+    return any(leaf in sentence for leaf in leaves)
+
+
+def mend(
+    kind: Any, flat: Mapping[str, Any], faults: Sequence[Fault]
+) -> tuple[Any, frozenset[str]] | None:
+    """The configuration without its faults, and the paths of the settings that were left out.
+
+    Where no configuration is left so, only `data` is kept; None where even that makes none.
+    """
+    wrong = {fault.path for fault in faults}
+    sound = {path: value for path, value in flat.items() if path not in wrong}
+    data = {path: value for path, value in sound.items() if path.partition(".")[0] == "data"}
+    for kept in (sound, data):
+        config, _ = _configure(kind, kept)
+        if config is not None:
+            return config, frozenset(wrong | (flat.keys() - kept.keys()))
+    return None
 
 
 def _configure(kind: Any, flat: Mapping[str, Any]) -> tuple[Any, list[Fault]]:

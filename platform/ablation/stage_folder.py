@@ -1,11 +1,12 @@
 """A stage's folder in the ledger, as everybody reads it and the few things said about it.
 
-What is committed is decided by the commit objects alone (`checkpoints/<step>.json`,
+What is committed is decided by the commit objects alone (`checkpoints/<step>-<writer>.json`,
 `outcome.json`); anything else that lies there is a leftover of a try that did not get that far.
 """
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ablation.storage import Storage, StorageError, Stored, stored_of
 __all__ = ["StageFolder"]
 
 _log = logging.getLogger(__name__)
+_COMMIT = re.compile(r"(\d+)-\w+\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +112,17 @@ class StageFolder:
 
         Raises DamageError where it cannot be read and no earlier one can.
         """
-        ending = self.ending()
-        if ending is not None and isinstance(ending.outcome, Finished):
-            return _records(self.segments(ending.journal))
-        while commits := tuple(self.commits()):
-            for commit in commits:
+        while True:
+            trouble, journals = None, self._journals()
+            for journal in journals:
                 try:
-                    return _records(self.segments(commit.journal))
+                    return _records(self.segments(journal))
                 except DamageError as error:
                     trouble = error
-            if commits == tuple(self.commits()):  # else its writer went on meanwhile
+            if journals == self._journals():  # else a writer went on meanwhile
+                if trouble is None:
+                    return ()
                 raise trouble
-        return ()
 
     def restore(self, into: Path, *, step: int | None = None) -> Restored | None:
         """The newest committed state that is sound, or exactly that of `step` (0: none).
@@ -131,7 +132,7 @@ class StageFolder:
         for commit in self.commits() if step != 0 else ():
             if step in (None, commit.step):
                 try:
-                    return self._restore(commit, into / str(commit.step))
+                    return self._restore(commit, into / commit.name)
                 except DamageError as error:
                     self._warn(commit.step, error)
         if step:
@@ -146,7 +147,7 @@ class StageFolder:
         for commit in self.commits():
             try:
                 verify(self.storage, self.at("journal"), commit.journal)
-                verify(self.storage, self._checkpoint(commit.step), commit.files)
+                verify(self.storage, self._checkpoint(commit), commit.files)
             except DamageError as error:
                 self._warn(commit.step, error)
             else:
@@ -164,7 +165,7 @@ class StageFolder:
                 f"{self._name('artifacts')} must be of a finished stage, got one that "
                 f"{'failed' if ending else 'has not ended'}. Finish that stage first."
             )
-        return fetch(self.storage, self.at("artifacts"), ending.artifacts, into)
+        return fetch(self.storage, self.at(f"artifacts/{ending.name}"), ending.artifacts, into)
 
     def clear_failure(self) -> bool:
         """Forget that the stage failed, so that it is tried again; whether there was a failure."""
@@ -174,8 +175,10 @@ class StageFolder:
 
     def commits(self) -> Iterator[Commit]:
         """Readable commit objects of checkpoints, the newest first."""
-        for step in sorted(_numbers(self.storage.names(self.at("checkpoints"))), reverse=True):
-            content = self.storage.read(self.at(f"checkpoints/{step}.json"))
+        names = self.storage.names(self.at("checkpoints"))
+        found = [(int(match[1]), match[0]) for match in map(_COMMIT.fullmatch, names) if match]
+        for step, name in sorted(found, reverse=True):
+            content = self.storage.read(self.at(f"checkpoints/{name}"))
             if content is not None:
                 try:
                     yield Commit.parse(content)
@@ -205,11 +208,18 @@ class StageFolder:
             step=commit.step,
             total=commit.total,
             segments=self.segments(commit.journal),
-            folder=fetch(self.storage, self._checkpoint(commit.step), commit.files, into),
+            folder=fetch(self.storage, self._checkpoint(commit), commit.files, into),
         )
 
-    def _checkpoint(self, step: int) -> str:
-        return self.at(f"checkpoints/{step}")
+    def _journals(self) -> tuple[Manifest, ...]:
+        """The journals that are committed, the best one first."""
+        ending = self.ending()
+        if ending is not None and isinstance(ending.outcome, Finished):
+            return (ending.journal,)
+        return tuple(commit.journal for commit in self.commits())
+
+    def _checkpoint(self, commit: Commit) -> str:
+        return self.at(f"checkpoints/{commit.name}")
 
     def _attempt_numbers(self) -> list[int]:
         return sorted(_numbers(self.storage.names(self.at("attempts"))))

@@ -4,16 +4,16 @@ Reading is all or nothing: either every name, setting and rule holds, or a Study
 everything that does not, each with file, line and the nearest valid name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ablation.feasibility import Step, check_workers, find_fingerprints, train_on
 from ablation.problems import Problem, StudyError, nearest
 from ablation.protocol import Direction, Kind, Trainer
 from ablation.rows import Axis, Base, Row, axes_of, check_rows, locate, multiply
-from ablation.settings import flatten, layer, paths, settle, unknown
+from ablation.settings import Fault, flatten, layer, mend, paths, settle, unknown
 from ablation.studyfile import Layout, Published, StudyFile, parse
 from ablation.trainers import TrainerError, load_trainer
 from ablation.yamlfile import Document, Trail, read
@@ -35,7 +35,8 @@ class Study:
     """A valid study. `rows` are complete configurations of the training stage `train`.
 
     `metrics` are what its tables show, with the better direction of each: `metric` first, then
-    the others of its evaluations. `document` is the file that it was read from.
+    the others of its evaluations. `document` is the file that it was read from. `fingerprints` of
+    its data sets, by `Step.data`, are there where reading was told where the data lie.
     """
 
     name: str
@@ -54,17 +55,25 @@ class Study:
     layout: Layout | None
     published: Mapping[str, Published]
     document: Document = field(repr=False, compare=False)
+    fingerprints: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
 
 
-def load_study(path: Path, *, lookup: Callable[[str], Trainer] = load_trainer) -> Study:
+def load_study(
+    path: Path,
+    *,
+    lookup: Callable[[str], Trainer] = load_trainer,
+    data: Mapping[str, Path] | None = None,
+    workers: int = 1,
+) -> Study:
     """The study in a file.
+
+    With `data` (name to path) it is also asked whether the data sets can be read and whether
+    `workers` can share each stage; without, `plan` will ask.
 
     Raises StudyError with every problem that can be seen at once.
     """
     document = read(path)
     file, problems = parse(document)
-    problems += _check_shape(document, file)
-    problems += _check_labels(document, file)
     try:
         trainer = None if file.trainer is None else lookup(file.trainer)
     except TrainerError as error:
@@ -74,54 +83,23 @@ def load_study(path: Path, *, lookup: Callable[[str], Trainer] = load_trainer) -
         raise StudyError(problems)
     reading = _Reading(document, file, trainer)
     study = reading.study()
+    problems += reading.problems
+    fingerprints: Mapping[str, str | None] = {}
+    if data is not None:
+        fingerprints, absent = find_fingerprints(document, trainer, data, reading.steps, known={})
+        problems += absent
+        if reading.knows_preset:
+            problems += check_workers(document, trainer, workers, reading.steps)
     if study is None or problems:
-        raise StudyError([*problems, *reading.problems])
-    return study
-
-
-def _check_shape(document: Document, file: StudyFile) -> Iterator[Problem]:
-    """Rules between the keys of a file that no trainer is needed for."""
-    given = document.content.keys() & {"rows", "grid"}
-    if len(given) != 1:
-        got = "both" if given else "neither"
-        yield document.problem(f"a study must have either rows or a grid, got {got}.", "grid")
-    axes = [] if file.grid is None else list(file.grid)
-    if file.layout is not None:
-        for key, axis in (("down", file.layout.down), ("across", file.layout.across)):
-            if axis not in axes:
-                sentence = f"layout.{key} must be an axis of the grid, got {axis!r}."
-                yield document.problem(sentence + nearest(axis, axes), "layout", key)
-        if len(axes) != 2 or file.layout.down == file.layout.across:
-            sentence = "layout must name the two axes of a grid of two, one down and one across."
-            yield document.problem(sentence, "layout")
-
-
-def _row_labels(document: Document, file: StudyFile) -> list[str]:
-    """Labels as written, those of rows too that are wrong otherwise."""
-    rows, grid = document.content.get("rows"), document.content.get("grid")
-    if isinstance(rows, dict):
-        return list(rows)
-    if not isinstance(grid, dict) or not grid:
-        return []
-    down = file.layout.down if file.layout else None
-    axes = [grid[name] for name in sorted(grid, key=lambda name: down is not None and name != down)]
-    levels = [list(axis) if isinstance(axis, dict) else [] for axis in axes]
-    return [" / ".join(labels) for labels in product(*levels)]
-
-
-def _check_labels(document: Document, file: StudyFile) -> Iterator[Problem]:
-    labels = _row_labels(document, file)
-    named: list[tuple[str, Trail, str]]
-    named = [] if file.baseline is None else [(file.baseline, ("baseline",), "baseline")]
-    named += [(label, ("published", label), "a label in published") for label in file.published]
-    for label, trail, what in named:
-        if labels and label not in labels:
-            sentence = f"{what} must be a row, got {label!r}.{nearest(label, labels)}"
-            yield document.problem(sentence, *trail)
+        raise StudyError(problems)
+    return replace(study, fingerprints=fingerprints)
 
 
 class _Reading:
-    """One file against one trainer: the parts of a study, and the problems met on the way."""
+    """One file against one trainer: the parts of a study, and the problems met on the way.
+
+    `steps` are all its configurations, as far as they are sound.
+    """
 
     def __init__(self, document: Document, file: StudyFile, trainer: Trainer) -> None:
         self.document = document
@@ -129,18 +107,21 @@ class _Reading:
         self.trainer = trainer
         self.stages = trainer.stages()
         self.train = self._names("train")[0]
+        self.knows_preset = file.preset in trainer.presets()
         self.problems: list[Problem] = []
+        self.steps: list[Step] = []
 
     def study(self) -> Study | None:
         """The study, if nothing is wrong with it."""
         file, preset = self.file, self._preset()
         base = self._base(preset)
         axes = axes_of(file, base.kind)
-        rows, problems = multiply(self.document, base, axes)
+        rows, partial, problems = multiply(self.document, base, axes)
+        self.steps += [train_on(row, self.train) for row in (*rows, *partial)]
         self.problems += problems
         self.problems += check_rows(self.document, axes, rows)
-        evaluations = tuple(self._evaluations(preset))
         references = tuple(self._references(base, preset))
+        evaluations = tuple(self._evaluations(preset))
         metrics = self._metrics()
         if self.problems or None in (file.name, file.metric, file.baseline, file.seeds):
             return None
@@ -201,8 +182,39 @@ class _Reading:
             place = locate(self.document, ("set",), path) or ("preset",)
             self._say(f"{path} {sentence}", *place)
         settings = {path: value for path, value in flat.items() if path not in wrong}
-        known = self.file.preset in self.trainer.presets()
-        return Base(kind=kind, settings=settings, faults=faults, config=config, complete=known)
+        left_out = (flatten(kind, self.file.set).keys() - given.keys()) | wrong.keys()
+        if not self.knows_preset and not given.keys() & {"data", "data.name"}:
+            left_out |= {"data.name"}
+        return Base(
+            kind=kind,
+            settings=settings,
+            faults=faults,
+            config=config,
+            complete=self.knows_preset,
+            left_out=frozenset(left_out),
+        )
+
+    def _keep(
+        self,
+        stage: StudyStage,
+        flat: Mapping[str, Any],
+        faults: Sequence[Fault],
+        left_out: Set[str] = frozenset(),
+    ) -> Iterator[StudyStage]:
+        """A stage without faults; what is sound of it is a step in any case."""
+        mended = mend(self.stages[stage.name].config_type, flat, faults)
+        if mended and self.knows_preset:
+            self.steps.append(
+                Step(
+                    label=stage.name,
+                    stage=stage.name,
+                    config=mended[0],
+                    trails=(stage.trail,),
+                    left_out=mended[1] | left_out,
+                )
+            )
+        if not faults:
+            yield stage
 
     def _evaluations(self, preset: Mapping[str, Mapping[str, Any]]) -> Iterator[StudyStage]:
         known, seen = self._names("evaluate"), set[str]()
@@ -221,7 +233,10 @@ class _Reading:
     def _references(
         self, base: Base, preset: Mapping[str, Mapping[str, Any]]
     ) -> Iterator[StudyStage]:
-        """Yardsticks, each of the common configuration as far as it has the same fields."""
+        """Yardsticks, each of the common configuration as far as it has the same fields.
+
+        What the preset says of a yardstick itself counts more, and `set` counts most.
+        """
         known = self._names("reference")
         for at, name in enumerate(self.file.references):
             if name not in known:
@@ -233,27 +248,31 @@ class _Reading:
                 base.settings if base.config is None else flatten(base.kind, asdict(base.config))
             )
             shared = {path: held for path, held in common.items() if path in paths(kind)}
-            config, faults = settle(
-                kind, layer(shared, self._flat(kind, preset.get(name, {}), "preset"))
-            )
+            own = self._flat(kind, preset.get(name, {}), "preset")
+            given = {p: shared[p] for p in flatten(base.kind, self.file.set) if p in shared}
+            flat = layer(shared, own, given)
+            config, faults = settle(kind, flat)
             for fault in faults:
                 self._say(str(fault), *(locate(self.document, ("set",), fault.path) or ("preset",)))
-            if not faults:
-                yield StudyStage(name=name, config=config, trail=("references", at))
+            stage = StudyStage(name=name, config=config, trail=("references", at))
+            yield from self._keep(stage, flat, faults, base.left_out)
 
     def _evaluation(
         self, name: str, common: Mapping[str, Any], own: Mapping[str, Any], trail: Trail
     ) -> Iterator[StudyStage]:
         kind = self.stages[name].config_type
-        flat = self._flat(kind, common, "preset")
-        config, faults = settle(kind, layer(flat, self._flat(kind, own, *trail)))
+        preset = self._flat(kind, common, "preset")
+        given = self._flat(kind, own, *trail)
+        flat = layer(preset, given)
+        config, faults = settle(kind, flat)
         for fault in faults:
             if place := locate(self.document, trail, fault.path):
                 self._say(f"{name}: {fault}", *place)
-            elif self.file.preset in self.trainer.presets():
-                self._say(f"{name}: {fault}", *(("preset",) if fault.path in flat else trail))
-        if not faults:
-            yield StudyStage(name=name, config=config, trail=trail)
+            elif self.knows_preset:
+                self._say(f"{name}: {fault}", *(("preset",) if fault.path in preset else trail))
+        unknown_paths = flatten(kind, own).keys() - given.keys()
+        stage = StudyStage(name=name, config=config, trail=trail)
+        yield from self._keep(stage, flat, faults, unknown_paths)
 
     def _metrics(self) -> dict[str, Direction]:
         """What can be shown, the study's own metric first."""

@@ -4,12 +4,14 @@ Every field's description completes the sentence "<key> must be ...": it is the 
 the text that an editor shows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from ablation.identity import NAME, NAME_RULE
 from ablation.problems import Problem, StudyError, nearest, show
 from ablation.yamlfile import Document, Trail
 
@@ -28,8 +30,8 @@ def _label(text: str) -> str:
     return text
 
 
-def _folder(text: str) -> str:
-    if text.startswith(".") or ".." in text or set(text) & set("/\\:") or len(text) > 100:
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
         raise ValueError
     return text
 
@@ -76,10 +78,7 @@ class Published(_Model):
 class StudyFile(_Model):
     """A study as written. What is None was not given."""
 
-    name: Annotated[Label, AfterValidator(_folder)] | None = Field(
-        default=None,
-        description="a name fit for a folder: printable, without / \\ : or .., 1 to 100 characters",
-    )
+    name: Annotated[str, AfterValidator(_name)] | None = Field(default=None, description=NAME_RULE)
     question: str = Field(default="", description="text")
     trainer: str | None = Field(default=None, description="the name of an installed trainer")
     preset: str | None = Field(default=None, description="the name of one of the trainer's presets")
@@ -146,7 +145,7 @@ def parse(document: Document) -> tuple[StudyFile, list[Problem]]:
     ]
     while True:
         try:
-            return StudyFile.model_validate(content), [*document.problems, *problems]
+            file = StudyFile.model_validate(content)
         except ValidationError as error:
             details = error.errors(include_url=False)
             trails = [_trail(document, detail["loc"]) for detail in details]
@@ -155,6 +154,9 @@ def parse(document: Document) -> tuple[StudyFile, list[Problem]]:
                 if not any(trail == other[: len(trail)] != other for other in trails):
                     problems.append(_problem(document, detail, trail))
                 content = _without(content, trail[: DEPTH.get(str(trail[0]), 1)])
+        else:
+            rules = [*_check_shape(document, file), *_check_labels(document, file)]
+            return file, [*document.problems, *problems, *rules]
 
 
 def _as_written(document: Document) -> dict[str, Any]:
@@ -198,3 +200,44 @@ def _without(content: Mapping[str, Any], trail: Trail) -> dict[str, Any]:
     if rest and key in content and (inner := _without(content[str(key)], tuple(rest))):
         left[str(key)] = inner
     return left
+
+
+def _check_shape(document: Document, file: StudyFile) -> Iterator[Problem]:
+    """Rules between the keys of a file that no trainer is needed for."""
+    given = document.content.keys() & {"rows", "grid"}
+    if len(given) != 1:
+        got = "both" if given else "neither"
+        yield document.problem(f"a study must have either rows or a grid, got {got}.", "grid")
+    axes = [] if file.grid is None else list(file.grid)
+    if file.layout is not None:
+        for key, axis in (("down", file.layout.down), ("across", file.layout.across)):
+            if axis not in axes:
+                sentence = f"layout.{key} must be an axis of the grid, got {axis!r}."
+                yield document.problem(sentence + nearest(axis, axes), "layout", key)
+        if len(axes) != 2 or file.layout.down == file.layout.across:
+            sentence = "layout must name the two axes of a grid of two, one down and one across."
+            yield document.problem(sentence, "layout")
+
+
+def _row_labels(document: Document, file: StudyFile) -> list[str]:
+    """Labels as written, those of rows too that are wrong otherwise."""
+    rows, grid = document.content.get("rows"), document.content.get("grid")
+    if isinstance(rows, dict):
+        return list(rows)
+    if not isinstance(grid, dict) or not grid:
+        return []
+    down = file.layout.down if file.layout else None
+    axes = [grid[name] for name in sorted(grid, key=lambda name: down is not None and name != down)]
+    levels = [list(axis) if isinstance(axis, dict) else [] for axis in axes]
+    return [" / ".join(labels) for labels in product(*levels)]
+
+
+def _check_labels(document: Document, file: StudyFile) -> Iterator[Problem]:
+    labels = _row_labels(document, file)
+    named: list[tuple[str, Trail, str]]
+    named = [] if file.baseline is None else [(file.baseline, ("baseline",), "baseline")]
+    named += [(label, ("published", label), "a label in published") for label in file.published]
+    for label, trail, what in named:
+        if labels and label not in labels:
+            sentence = f"{what} must be a row, got {label!r}.{nearest(label, labels)}"
+            yield document.problem(sentence, *trail)

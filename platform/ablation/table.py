@@ -186,7 +186,7 @@ def _read(stage: PlannedStage, key: str, standing: Standing) -> tuple[float | No
         case Failed(error):
             return None, f"{stage.name} failed: {' '.join(error.split())}"
         case Begun(step, total):
-            return None, f"{stage.name} {100 * step // total} %"
+            return None, f"{stage.name} {100 * step // total if total else 0} %"
         case Waiting():
             return None, f"{stage.name} not started"
     assert_never(standing)

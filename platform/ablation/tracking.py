@@ -7,15 +7,17 @@ what it already has: writing twice changes nothing.
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
 from ablation.journal import Record
@@ -24,12 +26,12 @@ from ablation.plan import Plan
 
 __all__ = ["TRACKING_ERRORS", "Mirror", "pages"]
 
-TRACKING_ERRORS = (MlflowException, OSError)
-"""What a tracking server that is away, full or broken raises (its client's are OSErrors)."""
+TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
+"""What a tracking store raises that is away, full, broken or without its driver."""
 
 _CELL, _STUDY = "ablation.cell", "ablation.study"
 _METRICS_PER_BATCH = 1000  # MLflow's limit
-_PARAM_LENGTH = 6000  # MLflow cuts longer values without a word; the artifact has the whole
+_PARAMS, _PARAM_LENGTH = 100, 6000  # MLflow's limits; config.json has all of it, whole
 _VIEW = "study"
 
 
@@ -52,6 +54,8 @@ class Mirror:
     def open(self) -> None:
         """Find or make the experiment, the parent run, and a run for every cell."""
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the next run repairs
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         self._client = MlflowClient(self.uri)
         study = self.plan.study
         self._experiment = self._find_experiment(study.name)
@@ -64,7 +68,8 @@ class Mirror:
         )
         for cell in self.plan.cells:
             key = _key(cell)
-            self._runs[key] = known.get(key) or self._begin_cell(cell)
+            self._runs[key] = known.get(key) or self._begin(cell.title, {_CELL: key})
+            self._describe(self._runs[key], cell)
         view = _view(self.plan.study.metrics)
         self._client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{_VIEW}", view)
 
@@ -91,10 +96,11 @@ class Mirror:
                 if isinstance(standing, Finished):
                     told = {metric.key for metric in records}
                     self._log(run, [m for m in self._final(stage, standing) if m.key not in told])
-            self._conclude(run, stands)
+            self._conclude(run, cell, stands)
 
-    def publish(self, texts: Mapping[str, str], *, summary: str, figure: Figure) -> None:
-        """Put the study's tables on the parent run and the experiment; `summary` is Markdown."""
+    def publish(self, texts: Mapping[str, str], *, figure: Figure) -> None:
+        """Put texts and figure on the parent run, and `table.md` on the experiment's page too."""
+        summary = texts["table.md"]
         for name, text in texts.items():
             self._client.log_text(self._parent, text, name)
         self._client.log_figure(self._parent, figure, "comparison.png")
@@ -119,25 +125,24 @@ class Mirror:
         run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
 
-    def _begin_cell(self, cell: Cell) -> str:
+    def _describe(self, run: str, cell: Cell) -> None:
+        """Say what a cell is; where that was said before, labels and evaluations may be new."""
         first = cell.stages[0]
-        run = self._begin(
-            cell.title,
-            {
-                _CELL: _key(cell),
-                "mlflow.parentRunId": self._parent,
-                "row": cell.row,
-                "seed": str(cell.seed),
-                "ledger": f"{self.ledger.storage.uri}/stages/{first.digest}",
-            },
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "row": cell.label,
+            "seed": str(cell.seed),
+            "ledger": f"{self.ledger.storage.uri}/stages/{first.digest}",
+        }
+        settings = _flat(asdict(first.config)).items()
+        self._client.update_run(run, name=cell.title)
+        self._client.log_batch(
+            run,
+            params=[Param(path, text[:_PARAM_LENGTH]) for path, text in settings][:_PARAMS],
+            tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        params = [
-            Param(path, text[:_PARAM_LENGTH]) for path, text in _flat(asdict(first.config)).items()
-        ]
-        self._client.log_batch(run, params=params[:100])
         config = {stage.name: asdict(stage.config) | {"digest": stage.digest} for stage in cell}
         self._client.log_dict(run, config, "config.json")
-        return run
 
     def _holders(self, digest: str) -> list[tuple[Cell, PlannedStage]]:
         return [
@@ -146,14 +151,14 @@ class Mirror:
 
     def _final(self, stage: PlannedStage, standing: Finished) -> list[Metric]:
         description = self.ledger.stage(stage.digest).description() or {}
-        time_ms = description.get("provenance", {}).get("time_ms", 0)
+        time_ms = description.get("created", {}).get("time_ms", 0)
         return list(_metrics(stage, [Record(0, time_ms, standing.metrics)]))
 
     def _log(self, run: str, metrics: Sequence[Metric]) -> None:
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
             self._client.log_batch(run, metrics[start : start + _METRICS_PER_BATCH])
 
-    def _conclude(self, run: str, stands: Sequence[Standing]) -> None:
+    def _conclude(self, run: str, cell: Cell, stands: Sequence[Standing]) -> None:
         if all(isinstance(standing, Finished) for standing in stands):
             status = "FINISHED"
         elif any(isinstance(standing, Failed) for standing in stands):
@@ -163,7 +168,9 @@ class Mirror:
                 "RUNNING" if any(isinstance(s, Begun | Finished) for s in stands) else "SCHEDULED"
             )
         if status in ("FINISHED", "FAILED"):
-            self._client.set_terminated(run, status)
+            attempts = (a for stage in cell for a in self.ledger.stage(stage.digest).attempts())
+            ended = max((attempt.ended_ms or 0 for attempt in attempts), default=0)
+            self._client.set_terminated(run, status, end_time=ended or None)
         else:
             self._client.update_run(run, status)
 
@@ -206,6 +213,7 @@ def _view(metrics: Iterable[str]) -> str:
 
     The keys are those that MLflow 3's own "share view" writes.
     """
+    columns = [f"metrics.`{name}`" for name in metrics]
     return json.dumps(
         {
             "searchFilter": "",
@@ -215,12 +223,12 @@ def _view(metrics: Iterable[str]) -> str:
             "lifecycleFilter": "Active",
             "datasetsFilter": [],
             "modelVersionFilter": "All Runs",
-            "selectedColumns": [f"metrics.`{name}`" for name in metrics],
+            "selectedColumns": columns,
+            "columnOrder": columns,
             "groupBy": {
                 "aggregateFunction": "average",
                 "groupByKeys": [{"mode": "tag", "groupByData": "row"}],
             },
-            "columnOrder": [],
             "runsExpanded": {},
             "groupsExpanded": {},
             "runsPinned": [],

@@ -31,9 +31,13 @@ CORE = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A file's content, with the line of every value and the words that scalars were written in."""
+    """A file's content, with the line of every value and the words that scalars were written in.
+
+    `text` is what the file held when it was read.
+    """
 
     file: str
+    text: str = ""
     content: Any = None
     lines: Mapping[Trail, int] = field(default_factory=dict)
     words: Mapping[Trail, str] = field(default_factory=dict)
@@ -71,6 +75,7 @@ def read(path: Path) -> Document:
         raise StudyError([Problem(file, 1, "must not be nested that deep.")]) from error
     return Document(
         file=file,
+        text=text,
         content=None if content is REFUSED else content,
         lines=reader.lines,
         words=reader.words,

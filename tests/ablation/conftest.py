@@ -89,6 +89,11 @@ class Bakery:
             "bare": {},
             "plain": sides,
             "hot": hot,
+            "rack": {
+                "bake": {"oven": {"heat": 280.0, "racks": [7]}},
+                "raw": {"oven": {"heat": 150.0}},
+                **sides,
+            },
             "burnt": {"bake": {"oven": {"heat": 900}}, **sides},
         }
 

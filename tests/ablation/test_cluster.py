@@ -1,12 +1,13 @@
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import pytest
 import ray
 
 from ablation.cells import Cell, Failed, Finished
 from ablation.events import Event, Observe
-from ablation.executors.cluster import CapacityError, run_cluster
-from ablation.layout import Layout
+from ablation.executors.cluster import connected, run_cluster
+from ablation.layout import Layout, PlaceError
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
 from ablation.testing import Executor, ExecutorContract, Toy, ToyScore, ToyTrainer, toy_cell
@@ -50,7 +51,7 @@ def _executor(layout: Layout) -> Executor:
             trainer=trainer,
             ledger=ledger,
             place=place,
-            layout=layout,
+            layout=replace(layout, gpus_per_worker=0),
             observe=observe,
             should_stop=should_stop,
         )
@@ -70,27 +71,37 @@ def test_run_cluster__tells_the_driver(tmp_path):
 
 
 def test_run_cluster__worker_group(tmp_path):
-    cells = [toy_cell("a", Toy(rate=0.2)), toy_cell("bad", Toy(fail_at=2))]
+    good = toy_cell("a", Toy(rate=0.2), score=ToyScore(fail_at=1), probe=ToyScore())
+    cells = [good, toy_cell("bad", Toy(fail_at=2))]
     lost = _run(cells, tmp_path / "two", Layout(workers=2))
     two, one = Ledger.open(tmp_path / "two"), Ledger.open(tmp_path / "one")
     _run(cells[:1], tmp_path / "one", Layout())
-    for stage in cells[0]:
-        assert isinstance(two.outcome(stage.digest), Finished)
+    kinds = [type(two.outcome(stage.digest)) for stage in good]
+    assert kinds == [Finished, Failed, Finished], "a failure keeps no sibling from its end"
+    for stage in (good.stages[0], good.stages[2]):
         assert two.outcome(stage.digest) == one.outcome(stage.digest)
     assert isinstance(two.outcome(cells[1].stages[0].digest), Failed)
-    assert list(lost) == ["bad, seed 0"]
+    assert lost == {}
 
 
 def test_run_cluster__cell_larger_than_cluster(tmp_path):
-    with pytest.raises(CapacityError, match=r"needs 3 worker\(s\) of 1 CPUs.*2 CPUs and 0 GPUs"):
-        _run([toy_cell("a", Toy())], tmp_path, Layout(workers=3))
+    with (
+        pytest.raises(PlaceError, match=r"needs 3 worker\(s\) of 1 CPUs.*2 CPUs and 0 GPUs"),
+        connected(Layout(workers=3)),
+    ):
+        raise AssertionError("nothing may run")
+
+
+def test_connected__settles_the_number_of_gpus():
+    with connected(Layout()) as layout:
+        assert layout.gpus_per_worker == 0
 
 
 def test_run_cluster__lost_worker_is_told(tmp_path):
     dies, lives = toy_cell("dies", Toy(die_at=3)), toy_cell("lives", Toy(), probe=ToyScore())
     lost = _run([dies, lives], tmp_path, Layout())
     ledger = Ledger.open(tmp_path)
-    assert list(lost) == ["dies, seed 0"]
+    assert list(lost) == [dies.stages[0].digest]
     assert ledger.outcome(dies.stages[0].digest) is None
     assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in lives)
     assert _run([dies], tmp_path, Layout()) == {}
@@ -105,6 +116,6 @@ def _run(cells, folder, layout, observe=lambda event: None):
         trainer=ToyTrainer(),
         ledger=Ledger.open(folder),
         place=Place(data={"scratch": scratch}),
-        layout=layout,
+        layout=replace(layout, gpus_per_worker=0),
         observe=observe,
     )

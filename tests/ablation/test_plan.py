@@ -49,7 +49,8 @@ def digests(found: Plan) -> dict[tuple[str, int, str], str]:
 def test_plan__fills_the_table_evenly(read: Reader) -> None:
     found = plan(read(STUDY), ToyTrainer(), {})
     assert [cell.title for cell in found.cells] == [
-        "a, seed 0", "b, seed 0", "noise, seed 0", "a, seed 1", "b, seed 1", "noise, seed 1",
+        "a, seed 0", "b, seed 0", "noise (reference), seed 0",
+        "a, seed 1", "b, seed 1", "noise (reference), seed 1",
     ]  # fmt: skip
     assert [cell.reference for cell in found.cells] == [False, False, True] * 2
     assert (len(found.stages), found.num_stages) == (12, 12)
@@ -161,3 +162,77 @@ def test_plan__workers_that_do_not_fit(read: Reader) -> None:
         "x.yaml:3: batch must be divisible by 3 workers, got 8.",
         "x.yaml:12: c: batch must be divisible by 3 workers, got 7.",
     ]
+
+
+FAULTY = STUDY.replace("0.25}", "0.25, steps: 0}") + "  c: {batch: 7, rate: 0.3}\n"
+
+
+def refused(text: str, *, workers: int = 1) -> list[str]:
+    Path("x.yaml").write_text(text)
+    with pytest.raises(StudyError) as caught:
+        load_study(Path("x.yaml"), lookup=lambda name: ToyTrainer(), data={}, workers=workers)
+    return str(caught.value).splitlines()
+
+
+NOWHERE = "The place must say where 'cats' lies, it does not."
+
+
+def test_load__tells_what_is_wrong_in_the_file_and_at_the_place_in_one_answer(read: Reader) -> None:
+    read(STUDY)
+    assert refused(FAULTY + "set: {data: cats}\n", workers=3) == [
+        "x.yaml:3: batch must be divisible by 3 workers, got 8.",
+        "x.yaml:11: steps must be at least 1, got 0.",
+        "x.yaml:12: c: batch must be divisible by 3 workers, got 7.",
+        f"x.yaml:13: {NOWHERE}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "common",
+    ["{data: cats, steps: 0}", "{data: cats, mask.rato: 0.5}", "{data: cats, rate: 'no'}"],
+)
+def test_load__data_are_asked_for_beside_any_other_fault(read: Reader, common: str) -> None:
+    read(STUDY)
+    text = STUDY.replace(", mask.ratio: 0.25", "") + f"set: {common}\n"
+    found = refused(text)
+    assert len(found) == 2
+    assert f"x.yaml:12: {NOWHERE}" in found
+
+
+def test_load__what_is_wrong_itself_is_not_asked_for(read: Reader) -> None:
+    read(STUDY)
+    assert refused(STUDY + "set: {data: 3}\n") == ["x.yaml:12: data must be text, got 3."]
+    (line,) = refused(STUDY + "set: {batch: many}\n", workers=3)
+    assert "batch must be a whole number" in line
+    (line,) = refused(STUDY.replace("quick", "quik"), workers=3)
+    assert "preset must be one of toy's" in line
+    found = refused(STUDY.replace("quick", "quik") + "set: {data: cats}\n", workers=3)
+    assert found[1:] == [f"x.yaml:12: {NOWHERE}"]
+
+
+def test_load__fingerprints_that_it_found_are_not_asked_for_again(read: Reader) -> None:
+    text = STUDY + "set: {data: cats}\n"
+    Path("cats").write_text("meow")
+    Path("x.yaml").write_text(text)
+    trainer, data = Twins(), {"cats": Path("cats")}
+    study = load_study(Path("x.yaml"), lookup=lambda name: trainer, data=data)
+    found = plan(study, trainer, data)
+    assert len(trainer.asked) == 2
+    again = load_study(Path("x.yaml"), lookup=lambda name: trainer)
+    assert again.fingerprints == {}
+    assert list(plan(again, trainer, data).stages) == list(found.stages)
+
+
+def test_plan__data_that_cannot_be_read_are_a_problem(read: Reader) -> None:
+    study = read(STUDY + "set: {data: cats}\n")
+    with pytest.raises(StudyError) as caught:
+        plan(study, ToyTrainer(), {"cats": Path("absent")})
+    assert str(caught.value) == (
+        "x.yaml:12: data must be readable, got 'absent': No such file or directory."
+    )
+
+
+def test_load__keeps_the_text_that_it_read(read: Reader) -> None:
+    study = read(STUDY)
+    Path("x.yaml").write_text("name: other")
+    assert study.document.text == STUDY

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -207,3 +208,80 @@ def test_digits__no_more_than_the_spread_allows(
     found = planned(ROWS)
     text = to_markdown(tabulate(found, standings(found, full({"a": values}))))
     assert f"| a | 3 | {expected} |" in text
+
+
+NUMBERS = re.compile(r"-?[0-9.]+ ± [0-9.]+|\[[-+][0-9.]+, [-+][0-9.]+\]|[-+][0-9.]+")
+LONG = "the recipe of the paper, as its authors ran it"
+
+
+def many(planned: Planner) -> dict[str, Table]:
+    """Tables that are wide in one way or another."""
+    rates = ", ".join(f"r{i}: {{rate: 0.{i}}}" for i in (1, 2))
+    masks = ", ".join(f"column {i}: {{mask.ratio: 0.{i}}}" for i in range(1, 8))
+    layout = "layout: {down: rate, across: mask}\n"
+    wide = f"baseline: r1 / column 1\ngrid: {{rate: {{{rates}}}, mask: {{{masks}}}}}\n{layout}"
+    found = {
+        "rows": planned(ROWS),
+        "long": planned(ROWS.replace("baseline: a", f"baseline: '{LONG}'")
+                        .replace("{a:", f"{{'{LONG}':")),
+        "word": planned(ROWS.replace(", c:", f", {'w' * 90}:")),
+        "grid": planned(GRID),
+        "wide": planned(HEAD + wide),
+    }  # fmt: skip
+    tables = {}
+    for name, each in found.items():
+        values = {row: (100.0 + 40 * i, 71.5, 127.3) for i, row in enumerate(labels_of(each))}
+        tables[name] = tabulate(each, standings(each, full(values)))
+    return tables
+
+
+def labels_of(found: Plan) -> list[str]:
+    return list(dict.fromkeys(cell.row for cell in found.cells))
+
+
+def test_to_text__cuts_no_number_at_any_width(planned: Planner) -> None:
+    for name, table in many(planned).items():
+        for flat in (False, True):
+            whole = set(NUMBERS.findall(text_of(table, flat=flat, width=400)))
+            assert len(whole) > 3
+            for width in (*range(40, 60), *range(60, 121, 5)):
+                text = text_of(table, flat=flat, width=width)
+                assert "…" not in text, (name, width)
+                assert max(map(len, text.splitlines())) <= width
+                assert whole <= set(NUMBERS.findall(text)), (name, width)
+
+
+def test_to_text__a_grid_wider_than_the_terminal_is_drawn_flat(planned: Planner) -> None:
+    table = many(planned)["wide"]
+    assert text_of(table, width=60).count("r1 / column") > 7
+    assert "r1 / column" not in text_of(table, width=160)
+
+
+def test_to_text__long_labels_stay_readable(planned: Planner) -> None:
+    text = text_of(many(planned)["long"], width=80)
+    assert "the recipe" in text
+    assert "minus baseline" in text
+
+
+def test_to_text__an_ellipsis_marks_what_no_terminal_of_this_width_can_hold(
+    planned: Planner,
+) -> None:
+    text = text_of(many(planned)["rows"], width=16)
+    assert "…" in text
+
+
+def test_renderers__a_difference_names_its_own_seeds(planned: Planner) -> None:
+    found = planned(ROWS)
+    numbers = {("a", 0): 80.0, ("a", 1): 80.5}
+    ours = {("b", 0): 81.0, ("b", 1): 82.0, ("b", 2): 83.0, ("c", 1): 81.0, ("c", 2): 82.0}
+    table = tabulate(found, standings(found, {**numbers, **ours}))
+    markdown = to_markdown(table)
+    assert "| b | 3 | 82.00 ± 1.00 | +1.25 (2 seeds) \\[" in markdown
+    assert "| c | 2 of 3 | 81.50 ± 0.71 | +0.50 (1 seed) |" in markdown
+    assert "(2 seeds)" in text_of(table)
+    lines = [
+        line
+        for line in csv.DictReader(io.StringIO(to_csv(table)))
+        if line["metric"] == "score/accuracy"
+    ]
+    assert [line["difference n"] for line in lines] == ["", "2", "1", ""]

@@ -102,3 +102,23 @@ def test_load__a_reference_meets_what_only_rows_mend(read: Reader, problem: Prob
     assert problem(text + "references: [raw]") == (
         "x.yaml:8: oven.heat must be in (0, 300), got 301."
     )
+
+
+def test_reference__set_counts_more_than_what_the_preset_says_of_it(read):
+    text = """\
+name: x
+trainer: bakery
+preset: rack
+set: {oven.heat: 190}
+seeds: [0]
+evaluate: [taste]
+references: [raw]
+metric: taste/score
+baseline: a
+rows:
+  a: {minutes: 1}
+"""
+    (reference,) = read(text).references
+    assert (reference.config.oven.heat, reference.config.oven.racks) == (190.0, (7,))
+    (reference,) = read(text.replace("set: {oven.heat: 190}\n", "")).references
+    assert (reference.config.oven.heat, reference.config.oven.racks) == (150.0, (7,))

@@ -30,11 +30,13 @@ def changed(key: str, line: str) -> str:
 @pytest.mark.parametrize(
     ("key", "line", "expected"),
     [
-        ("name", "name: a/b", "1: name must be a name fit for a folder: "
-         "printable, without / \\ : or .., 1 to 100 characters, got \"a/b\"."),
-        ("name", "name: ''", "1: name must be a name fit"),
-        ("name", "name: a..b", "1: name must be a name fit"),
-        ("name", 'name: "a\\tb"', "1: name must be a name fit"),
+        ("name", "name: a/b", "1: name must be 1 to 100 letters, digits, spaces and _.-, "
+         "beginning with a letter or digit and not ending with a space, got \"a/b\"."),
+        ("name", "name: ''", "1: name must be 1 to 100 letters"),
+        ("name", "name: lr sweep (toy)", "1: name must be 1 to 100 letters"),
+        ("name", "name: ..", "1: name must be 1 to 100 letters"),
+        ("name", 'name: "a "', "1: name must be 1 to 100 letters"),
+        ("name", 'name: "a\\tb"', "1: name must be 1 to 100 letters"),
         ("trainer", "trainer: bakry",
          "2: trainer must be installed, got 'bakry'. Did you mean 'bakery'?"),
         ("trainer", "", "1: trainer must be given: the name of an installed trainer."),

@@ -193,3 +193,9 @@ def test_tabulate__a_metric_of_the_training(planned: Planner) -> None:
     # A reference does not train: it has no such number, and lacks none.
     assert table.references[0].entries["train/loss"].summary is None
     assert table.missing == ()
+
+
+def test_tabulate__a_stage_of_no_steps_yet_has_begun(planned: Planner) -> None:
+    found = planned(ROWS)
+    table = tabulate(found, standings(found, {("a", 0): Begun(0, 0)}))
+    assert table.missing[0] == "a, seed 0: train 0 %"

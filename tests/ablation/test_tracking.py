@@ -25,6 +25,9 @@ pytestmark = [
 ]
 
 
+TEXTS = {"table.md": "| slow |", "table.csv": "slow", "study.yaml": "name: toys"}
+
+
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -91,6 +94,31 @@ def test_mirror__twice_changes_nothing(toy_plan, ledger, toy_place, uri, tmp_pat
     assert dumps[0] == dumps[1]
 
 
+def test_mirror__final_metrics_have_the_time_of_the_ledger(
+    toy_plan, ledger, toy_place, uri, tmp_path
+):
+    plan = toy_plan()
+    _run(plan, ledger, toy_place, ignore)
+    mirror = Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
+    mirror.open()
+    mirror.sync(ledger.standings(plan.stages))
+    for cell in plan.cells:
+        begun = ledger.stage(cell.stages[1].digest).attempts()[0].begun_ms
+        (point,) = _dump(uri)[cell.title][2]["score/accuracy"]
+        assert abs(point[2] - begun) < 60_000
+
+
+def test_mirror__renamed_row_renames_its_run(toy_plan, ledger, toy_place, uri, tmp_path):
+    for changes in ({}, {"fast | wild": "quick"}):
+        plan = toy_plan(**changes)
+        _run(plan, ledger, toy_place, ignore)
+        mirror = Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
+        mirror.open()
+    names = set(_dump(uri))
+    assert "quick, seed 0" in names
+    assert "fast | wild, seed 0" not in names
+
+
 def test_mirror__page_groups_by_row_and_shows_the_metric(toy_plan, ledger, uri, tmp_path):
     mirror = Mirror(plan=toy_plan(), ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
     mirror.open()
@@ -108,7 +136,7 @@ def test_follower__live_and_whole_agree(toy_plan, ledger, toy_place, uri, tmp_pa
     follower = Follower(mirror, warnings.append)
     _run(plan, ledger, toy_place, follower)
     standings = ledger.standings(plan.stages)
-    assert follower.finish(standings, tabulate(plan, standings), "name: toys\n")
+    assert follower.finish(standings, tabulate(plan, standings), TEXTS)
     assert warnings == []
     dump = _dump(uri)
     again = Mirror(plan=plan, ledger=ledger, uri=uri)
@@ -117,10 +145,7 @@ def test_follower__live_and_whole_agree(toy_plan, ledger, toy_place, uri, tmp_pa
     assert _dump(uri) == dump
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("toys")
-    assert (
-        "| slow (baseline)" in experiment.tags["mlflow.note.content"]
-        or "slow" in experiment.tags["mlflow.note.content"]
-    )
+    assert experiment.tags["mlflow.note.content"] == TEXTS["table.md"]
     parent = next(
         r
         for r in client.search_runs([experiment.experiment_id])
@@ -128,6 +153,20 @@ def test_follower__live_and_whole_agree(toy_plan, ledger, toy_place, uri, tmp_pa
     )
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"table.md", "table.csv", "study.yaml", "comparison.png"} <= names
+
+
+def test_follower__broken_store_is_told_and_stops_nothing(
+    toy_plan, ledger, toy_place, tmp_path, monkeypatch
+):
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database, and long enough to be seen as such")
+    plan, warnings = toy_plan(), []
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 0)
+    follower = Follower(Mirror(plan=plan, ledger=ledger, uri=uri), warnings.append)
+    _run(plan, ledger, toy_place, follower)
+    standings = ledger.standings(plan.stages)
+    assert not follower.finish(standings, tabulate(plan, standings), TEXTS)
+    assert len(warnings) == 1
 
 
 def test_follower__dead_server_is_told_once_and_stops_nothing(
@@ -138,6 +177,6 @@ def test_follower__dead_server_is_told_once_and_stops_nothing(
     follower = Follower(Mirror(plan=plan, ledger=ledger, uri="http://127.0.0.1:9"), warnings.append)
     _run(plan, ledger, toy_place, follower)
     standings = ledger.standings(plan.stages)
-    assert not follower.finish(standings, tabulate(plan, standings), "")
+    assert not follower.finish(standings, tabulate(plan, standings), TEXTS)
     assert len(warnings) == 1
     assert "http://127.0.0.1:9" in warnings[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpm.config import Decoder, Encoder
+from hpm.determinism import settle
 from hpm.losses import absolute_loss, feature_loss, reconstruction_loss, relative_loss
 from hpm.masking import split_patches
 from hpm.model import MaskedModel, positions
@@ -18,10 +19,24 @@ ENCODER = Encoder(patch_size=8, width=48, depth=2, heads=3)
 DECODER = Decoder(width=32, depth=1, heads=4)
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def golden(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    """The official numbers, on each device."""
+    settle(1)
     with np.load(Path(__file__).parents[1] / "golden" / "official_step.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        return {name: torch.from_numpy(arrays[name]).to(request.param) for name in arrays.files}
 
 
 def _part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -36,12 +51,12 @@ def _close(ours: Tensor, official: Tensor) -> None:
 def _model(golden: dict[str, Tensor], role: str) -> MaskedModel:
     model = MaskedModel(ENCODER, DECODER, image_size=32)
     model.load_state_dict(from_official(_part(golden, f"{role}/")))
-    return model
+    return model.to(golden["images"].device)
 
 
 def test_positions__equal_the_official_tables(golden: dict[str, Tensor]) -> None:
     for name, width in (("pos_embed", ENCODER.width), ("decoder_pos_embed", DECODER.width)):
-        official = golden[f"student/{name}"][0]
+        official = golden[f"student/{name}"][0].cpu()
         assert official[0].abs().max() == 0
         torch.testing.assert_close(positions(4, width), official[1:], rtol=0, atol=1e-6)
 

@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpm.data import decoding, layout
+from hpm.data import decoding, errors, layout
+from hpm.data import fingerprint as fingerprinting
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.layout import Embedded, Folders, locate
@@ -196,3 +199,36 @@ def test_fingerprint__finds_links_that_lead_nowhere(folders):
     (folders / "train" / "cat" / "link.jpg").symlink_to(folders / "absent.jpg")
     with pytest.raises(DataError, match=r"got 1 unreadable: .*link\.jpg"):
         fingerprint("pets", {"pets": folders})
+
+
+@pytest.mark.parametrize("read", [fingerprint, lambda name, roots: open_source(name, "val", roots)])
+@pytest.mark.parametrize("place", ["val/loop", "val/cat/loop", "val/cat/loop.jpg"])
+def test_data__names_a_link_that_leads_to_itself(folders, read, place):
+    (folders / place).symlink_to(folders / place)
+    with pytest.raises(DataError, match=rf"{place} cannot be read: Too many levels .* or remove"):
+        read("pets", {"pets": folders})
+
+
+def test_reading__names_the_place_where_the_system_names_none():
+    told = pytest.raises(DataError, match=r"a\.png cannot be read: Input/output error\. Make it")
+    with told, errors.reading("a.png"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "seen"),
+    [
+        ("_HASHED_BYTES", 1 << 20, True),
+        ("_HASHED_BYTES", 1, False),
+        ("_HASHED_FILES", 9, True),
+        ("_HASHED_FILES", 8, False),
+    ],
+)
+def test_fingerprint__sees_images_exchanged_in_small_sets(folders, monkeypatch, limit, most, seen):
+    monkeypatch.setattr(fingerprinting, limit, most)
+    before = fingerprint("pets", {"pets": folders})
+    path = folders / "val" / "cat" / "b.png"
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.write_bytes(content)
+    assert (fingerprint("pets", {"pets": folders}) != before) == seen

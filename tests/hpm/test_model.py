@@ -5,7 +5,7 @@ import torch
 from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import nn
 
-from hpm.config import Mask, Predictor, Pretrain
+from hpm.config import Data, Decoder, Encoder, Mask, Predictor, Pretrain
 from hpm.learner import build_student
 from hpm.masking import split_patches
 from hpm.model import MaskedModel, VisionTransformer, initialize
@@ -68,6 +68,20 @@ def test_mae__has_no_predictor_and_no_teacher(tiny: Pretrain) -> None:
         student.predict_loss(_images())
 
 
+def test_predicted_loss__in_bfloat16_still_tells_patches_apart() -> None:
+    config = Pretrain(
+        data=Data(image_size=64),
+        encoder=Encoder(patch_size=4, width=16, depth=1, heads=2),
+        decoder=Decoder(width=16, depth=1, heads=2),
+    )
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        loss = build_student(config, 0).predict_loss(images)
+    assert loss.dtype == torch.float32
+    assert len(loss.unique()) > 0.95 * 256
+    assert len(loss.bfloat16().unique()) < 0.9 * 256
+
+
 def test_teacher__has_no_reconstructor_and_no_gradient(tiny: Pretrain) -> None:
     student = build_student(tiny, 0)
     teacher = build_teacher(tiny, student)
@@ -121,5 +135,9 @@ def test_initialize__is_xavier_with_small_tokens() -> None:
     bound = (6 / (768 + 768)) ** 0.5
     assert 0.99 * bound < weight.abs().max() <= bound
     assert 0.015 < encoder.cls_token.std() < 0.025
-    assert encoder.patch_embed.proj.bias is not None
-    assert encoder.patch_embed.proj.bias.abs().max() == 0
+    bias = encoder.patch_embed.proj.bias
+    assert bias is not None
+    assert 0.95 * 768**-0.5 < bias.abs().max() <= 768**-0.5
+    assert abs(bias.mean()) < 0.1 * 768**-0.5
+    others = {n: p for n, p in encoder.blocks.named_parameters() if n.endswith("bias")}
+    assert not any(other.any() for other in others.values())

@@ -1,7 +1,10 @@
 import io
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hpm.data import fingerprint as fingerprinting
 from hpm.data import parquet
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import fingerprint
@@ -90,6 +94,7 @@ def test_parquet__refuses_labels_that_are_no_class(tables):
         {"img": [{"bytes": b""}], "label": [0]},
         {"image": [b""], "label": [0]},
         {"image": [{"path": ""}], "label": [0]},
+        {"image": [{"bytes": "text"}], "label": [0]},
         {"image": [{"bytes": b""}], "label": ["cat"]},
     ],
 )
@@ -116,15 +121,108 @@ def test_parquet__names_the_row_of_an_image_that_cannot_be_read(tables):
             source.image(index)
 
 
-def test_parquet__names_a_file_or_row_group_that_cannot_be_read(tables):
-    path = tables / "data" / "validation-0.parquet"
+def _damage(path, column):
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
     content = bytearray(path.read_bytes())
-    path.write_bytes(content[:4] + bytes(200) + content[204:])
-    with pytest.raises(DataError, match=r"Row group 0 of .*validation-0\.parquet cannot be read"):
-        parquet._read_images(str(path), 0)
-    path.write_bytes(b"nothing of the kind")
+    content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("column", [0, 2])
+def test_parquet__names_a_file_with_a_damaged_page(tables, column):
+    _damage(tables / "data" / "validation-0.parquet", column)
     with pytest.raises(DataError, match=r"validation-0\.parquet must be a readable Parquet file"):
         open_source("pets", "val", {"pets": tables})
+
+
+@pytest.mark.parametrize("content", [b"nothing of the kind", b""])
+def test_parquet__names_a_file_of_another_kind(tables, content):
+    (tables / "data" / "validation-0.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"validation-0\.parquet must be a readable Parquet file"):
+        open_source("pets", "val", {"pets": tables})
+
+
+def test_parquet__holds_the_two_splits_of_one_data_set_and_no_more(tables, tmp_path):
+    places = {"pets": tables, "more": shutil.copytree(tables, tmp_path / "more")}
+    parquet._hold_images.cache_clear()
+    for name in places:
+        sources = [open_source(name, split, places) for split in ("train", "val")]
+        assert [source.image(1).size for source in sources] == [(8, 6)] * 2
+        assert parquet._hold_images.cache_info().currsize == 2
+    assert parquet._hold_images.cache_info().misses == 4
+
+
+@pytest.mark.parametrize("held_bytes", [parquet.HELD_BYTES, 0])
+def test_parquet__reads_a_file_anew_that_was_replaced(tables, monkeypatch, held_bytes):
+    monkeypatch.setattr(parquet, "HELD_BYTES", held_bytes)
+    path = tables / "data" / "validation-0.parquet"
+    before = open_source("pets", "val", {"pets": tables}).image(0).tobytes()
+    modified_ns = path.stat().st_mtime_ns
+    pq.write_table(_table([20, 9], [0, 1]), path)
+    os.utime(path, ns=(modified_ns, modified_ns + 1))
+    after = open_source("pets", "val", {"pets": tables}).image(0).tobytes()
+    assert after == Image.open(io.BytesIO(_encoded(20))).tobytes() != before
+
+
+def _unfit():
+    kind = pa.struct({"bytes": pa.binary()})
+    image = pa.array([{"bytes": b""}] * 3, kind)
+    return {
+        "have a label in every row, got 2 without": {"image": image, "label": [0, None, None]},
+        "have the columns image": {"image": image, "labels": [0, 1, 0]},
+        "have at least one image": {"image": image[:0], "label": pa.array([], pa.int64())},
+        r"be in 0\.\.1 .* got 0\.\.5": {"image": image, "label": [0, 1, 5]},
+    }
+
+
+@pytest.mark.parametrize("problem", _unfit())
+def test_fingerprint__finds_tables_that_no_cell_could_use(tables, problem):
+    pq.write_table(pa.table(_unfit()[problem]), tables / "data" / "validation-0.parquet")
+    with pytest.raises(DataError, match=f"must {problem}"):
+        fingerprint("pets", {"pets": tables})
+
+
+def test_fingerprint__finds_files_that_name_other_classes(tables):
+    pq.write_table(_table([8], [0], ("dog", "cat")), tables / "data" / "validation-0.parquet")
+    with pytest.raises(DataError, match=r"the same classes .*train-0.* and .*validation-0"):
+        fingerprint("pets", {"pets": tables})
+
+
+def test_fingerprint__finds_a_training_set_without_rows_or_names(tables):
+    (tables / "data" / "train-1.parquet").unlink()
+    pq.write_table(_table([], [], ()), tables / "data" / "train-0.parquet")
+    pq.write_table(_table([8], [0], ()), tables / "data" / "validation-0.parquet")
+    with pytest.raises(DataError, match="must have at least one image"):
+        fingerprint("pets", {"pets": tables})
+
+
+# Labels lie in the middle, where only a reading of all of the file, or of its labels, finds them.
+@pytest.mark.parametrize("most", [fingerprinting._HASHED_BYTES, 0])
+def test_fingerprint__sees_two_labels_exchanged(tables, most, monkeypatch):
+    monkeypatch.setattr(fingerprinting, "_HASHED_BYTES", most)
+    path = tables / "data" / "train-0.parquet"
+    kind = pa.struct({"bytes": pa.binary()})
+    noise = np.random.default_rng(0)
+    image = pa.array([{"bytes": noise.bytes(3 << 20)} for _ in range(4)], kind)
+    found, ends = set(), set()
+    for labels in ([0, 1, 0, 1], [1, 0, 0, 1]):
+        table = pa.table({"image": image, "label": labels})
+        pq.write_table(table, path, row_group_size=2, compression="NONE", write_statistics=False)
+        content = path.read_bytes()
+        ends.add((content[: 1 << 20], content[-1 << 20 :]))
+        found.add(fingerprint("pets", {"pets": tables}))
+    assert len(ends) == 1
+    assert len(found) == 2
+
+
+def test_fingerprint__of_tables_loads_neither_pandas_nor_torch(tables):
+    program = (
+        "import sys; from pathlib import Path; from hpm.data.fingerprint import fingerprint; "
+        f"fingerprint('pets', {{'pets': Path({str(tables)!r})}}); "
+        "assert not {'pandas', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="shared/data/cifar10 is not beside the repository")

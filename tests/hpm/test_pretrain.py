@@ -8,11 +8,13 @@ import torch
 
 from hpm.checkpoint import load_state
 from hpm.config import Mask, Optim, Predictor, Pretrain, Target
+from hpm.distributed import this_worker
 from hpm.pretrain import run
 from hpm.progress import NonFiniteLossError, Place, Progress, Result
 from hpm.weights import load_encoder
 
 CPU = torch.device("cpu")
+_OPTIM = Optim(base_lr=0.03, batch_size=8, warmup_epochs=0)
 
 
 def _never() -> bool:
@@ -138,6 +140,20 @@ def test_resume__equals_not_having_stopped(
         assert _equal(load_state(tmp_path / "whole", CPU), load_state(tmp_path / "rest", CPU))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resume__on_cuda_equals_not_having_stopped(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path, precision: Any
+) -> None:
+    tiny = replace(tiny, precision=precision)
+    _run(tiny, tiny_place, tmp_path / "whole")
+    _run(tiny, tiny_place, tmp_path / "part", save_at=7)
+    _run(tiny, tiny_place, tmp_path / "rest", resume=tmp_path / "part")
+    assert _equal(load_state(tmp_path / "whole", CPU), load_state(tmp_path / "rest", CPU))
+    assert this_worker().device.type == "cuda"
+
+
 def test_run__stops_when_asked(tiny: Pretrain, tiny_place: Place, tmp_path: Path) -> None:
     answers = iter([False, False, True])
     steps, result = _run(
@@ -197,22 +213,38 @@ def test_rows__of_one_seed_begin_with_the_same_reconstruction(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("one", "other"),
     [
-        {"target": Target(kind="normalized-pixels")},
-        {"predictor": Predictor(objective="absolute")},
-        {"precision": "bfloat16"},
-        {"mask": Mask(hard_share=0.5, prefer="easy")},
-        {"optim": Optim(base_lr=0.03, batch_size=8, warmup_epochs=0, clip_norm=None)},
+        ({"target": Target(kind="pixels")}, {"target": Target(kind="normalized-pixels")}),
+        (
+            {"predictor": Predictor(objective="relative")},
+            {"predictor": Predictor(objective="absolute")},
+        ),
+        ({"precision": "float32"}, {"precision": "bfloat16"}),
+        ({"mask": Mask(prefer="hard")}, {"mask": Mask(prefer="easy")}),
+        ({"mask": Mask(hard_share=(0.0, 0.5))}, {"mask": Mask(hard_share=(0.5, 0.0))}),
+        ({"optim": replace(_OPTIM, clip_norm=None)}, {"optim": replace(_OPTIM, clip_norm=1e-3)}),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=["target", "objective", "precision", "prefer", "hard_share", "clip_norm"],
 )
 def test_run__knows_each_choice(
-    tiny: Pretrain, tiny_place: Place, tmp_path: Path, change: dict[str, Any]
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    plain, _ = _run(replace(tiny, epochs=2), tiny_place, tmp_path / "plain")
-    changed, _ = _run(replace(tiny, epochs=2, **change), tiny_place, tmp_path / "changed")
-    assert changed[-1].metrics["loss"] != plain[-1].metrics["loss"]
+    losses = [
+        _run(replace(tiny, epochs=2, **choice), tiny_place, tmp_path / str(number))[0][-1].metrics[
+            "loss"
+        ]
+        for number, choice in enumerate((one, other))
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_hard_share__may_fall(tiny: Pretrain, tiny_place: Place, tmp_path: Path) -> None:
+    config = replace(tiny, mask=Mask(hard_share=(0.5, 0.0)))
+    steps, _ = _run(config, tiny_place, tmp_path / "end")
+    shares = [steps[i].metrics["hard_share"] for i in (0, 4, 11)]
+    assert shares == pytest.approx([1 / 3, 1 / 6, 0.0])
+    assert load_state(tmp_path / "end", CPU)["teacher"] is not None
 
 
 def test_run__ends_with_the_step_and_last_finite_loss(

@@ -9,7 +9,7 @@ import pytest
 from ablation.protocol import Trainer
 from hpm.config import Data, Optim, Pretrain
 from hpm.data.errors import DataError
-from hpm.evaluate.config import Knn, Linear, Pixels, Random
+from hpm.evaluate.config import EvalData, Knn, Linear, Pixels, Random
 from hpm.progress import Place
 from hpm.trainer import TRAINER
 
@@ -103,7 +103,12 @@ def test_fingerprint__is_none_where_the_parents_data_is_taken(settings: Any) -> 
 def test_fingerprint__is_the_data_sets(tiny_place: Place, tiny: Pretrain) -> None:
     prints = {
         TRAINER.fingerprint(settings, tiny_place.data)
-        for settings in (tiny, Random(data=tiny.data), Pixels(data=tiny.data), Knn(data=tiny.data))
+        for settings in (
+            tiny,
+            Random(data=tiny.data),
+            Pixels(data=tiny.data),
+            Knn(data=EvalData(name="tiny")),
+        )
     }
     assert len(prints) == 1
     assert None not in prints

@@ -20,6 +20,7 @@ __all__ = [
     "Pretrain",
     "Target",
     "fits",
+    "min_crop_rule",
 ]
 
 
@@ -35,7 +36,7 @@ class Data:
     def __post_init__(self) -> None:
         require(
             (self.image_size >= 1, "image_size", f"must be at least 1, got {self.image_size}."),
-            (0 < self.min_crop <= 1, "min_crop", f"must be in (0, 1], got {self.min_crop:g}."),
+            min_crop_rule(self.min_crop),
         )
 
 
@@ -178,6 +179,11 @@ class Optim:
             ),
             (clip is None or clip > 0, "clip_norm", f"must be above 0 or null, got {clip}."),
         )
+
+
+def min_crop_rule(share: float) -> Rule:
+    """The rule that a crop is some of an image, or all of it."""
+    return 0 < share <= 1, "min_crop", f"must be in (0, 1], got {share:g}."
 
 
 def fits(data: Data, encoder: Encoder) -> Rule:

@@ -1,20 +1,17 @@
 """Several workers as one: the only module that knows torch.distributed.
 
 Without a process group every function here is the identity of one worker, so the callers have
-one path. Workers that a launcher has joined already are used as they are.
+one path. Who joins the workers, and how, is the launcher's affair.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Worker", "all_gather", "all_mean", "joined", "parallel", "this_worker", "unsynced"]
+__all__ = ["Worker", "all_gather", "all_mean", "average_gradients", "this_worker"]
 
 
 class Worker(NamedTuple):
@@ -26,44 +23,33 @@ class Worker(NamedTuple):
 
 
 def this_worker() -> Worker:
-    """Rank 0 of 1 where no process group exists; CUDA device LOCAL_RANK where there is CUDA."""
+    """Rank 0 of 1 where no process group exists.
+
+    CUDA device LOCAL_RANK where there is CUDA, but the CPU in a group that is not NCCL's.
+    """
+    joined = dist.is_initialized()
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and (not joined or dist.get_backend() == dist.Backend.NCCL):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if not dist.is_initialized():
+    if not joined:
         return Worker(0, 1, device)
     return Worker(dist.get_rank(), dist.get_world_size(), device)
 
 
-@contextmanager
-def joined() -> Iterator[Worker]:
-    """Join the peers that torchrun's environment names (none: alone), and leave them at the end."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        yield this_worker()
+def average_gradients(model: nn.Module) -> None:
+    """Replace the model's gradients by their means over the workers.
+
+    All of them in one sum, in the order of the parameters, after the backward pass.
+    DistributedDataParallel would overlap the two, but it groups the gradients anew after its first
+    pass: with three workers or more, a resumed run would then sum in another order at first.
+    """
+    if this_worker().world == 1:
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(this_worker().device)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield this_worker()
-    finally:
-        dist.destroy_process_group()
-
-
-def parallel(model: nn.Module, worker: Worker) -> nn.Module:
-    """The model with gradients averaged over the workers; the model itself where there is one."""
-    if worker.world == 1:
-        return model
-    devices = [worker.device] if worker.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)
-
-
-def unsynced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Around one backward pass of several: gradients are averaged in the last one only."""
-    if last or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    held: AbstractContextManager[None] = model.no_sync()
-    return held
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    mean = all_mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = torch.split(mean, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def all_mean(values: Tensor) -> Tensor:

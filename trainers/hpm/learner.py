@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from hpm.checkpoint import load_state, save_state
 from hpm.config import Pretrain
 from hpm.data.loading import Batch
-from hpm.distributed import Worker, parallel, unsynced
+from hpm.distributed import Worker, average_gradients
 from hpm.model import MaskedModel, initialize
 from hpm.objective import hpm_losses
 from hpm.optim import build_optimizer, set_learning_rate
@@ -39,12 +39,11 @@ def build_student(config: Pretrain, seed: int) -> MaskedModel:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """The parts of a run that have state; `parallel` is the student as all workers train it."""
+    """The parts of a run that have state, equal on all of its workers."""
 
     config: Pretrain
     worker: Worker
     student: MaskedModel
-    parallel: nn.Module
     teacher: MaskedModel | None
     optimizer: AdamW
 
@@ -57,7 +56,6 @@ class Learner:
             config=config,
             worker=worker,
             student=student,
-            parallel=parallel(student, worker),
             teacher=None if teacher is None else teacher.to(worker.device),
             optimizer=build_optimizer(student, config.optim),
         )
@@ -67,10 +65,10 @@ class Learner:
         set_learning_rate(self.optimizer, now.learning_rate)
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            with unsynced(self.parallel, last=number == len(parts)):
-                for name, loss in self._backward(part, now.num_hard, len(parts)).items():
-                    sums[name] = sums[name] + loss if name in sums else loss
+        for part in parts:
+            for name, loss in self._backward(part, now.num_hard, len(parts)).items():
+                sums[name] = sums[name] + loss if name in sums else loss
+        average_gradients(self.student)
         clip = self.config.optim.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), clip)
         self.optimizer.step()
@@ -110,7 +108,7 @@ class Learner:
 
     def _backward(self, part: Batch, num_hard: int, num_parts: int) -> dict[str, Tensor]:
         losses = hpm_losses(
-            self.parallel,
+            self.student,
             self.teacher,
             part.images.to(self.worker.device, non_blocking=True),
             part.noise.to(self.worker.device, non_blocking=True),

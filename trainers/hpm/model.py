@@ -143,7 +143,8 @@ class MaskedModel(nn.Module):
         if self.loss_predictor is None:
             return None
         # Official: as many outputs as the reconstructor, whose mean is the predicted loss.
-        loss: Tensor = self.loss_predictor(tokens_BTD, first).mean(dim=-1)
+        # In float32, for a mean rounded to bfloat16 would leave ties in the order of the patches.
+        loss: Tensor = self.loss_predictor(tokens_BTD, first).float().mean(dim=-1)
         return loss
 
 
@@ -156,6 +157,8 @@ def positions(side: int, width: int) -> Tensor:
 
 def initialize(model: nn.Module, *, seed: int) -> None:
     """Draw all weights as MAE does: Xavier uniform, tokens normal with 0.02, biases 0.
+
+    MAE leaves the patch embedding's bias as PyTorch draws it: uniform in +-1 / sqrt(fan_in).
 
     The draws follow the order of the modules, so an encoder alone, an MAE and an HPM model share
     the weights of the parts that they have in common.
@@ -171,7 +174,8 @@ def initialize(model: nn.Module, *, seed: int) -> None:
                 matrix = module.weight.detach().flatten(1)
                 nn.init.xavier_uniform_(matrix, generator=draws)
                 assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                bound = matrix.shape[1] ** -0.5 if isinstance(module, nn.Conv2d) else 0.0
+                nn.init.uniform_(module.bias, -bound, bound, generator=draws)
 
 
 def _blocks(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:

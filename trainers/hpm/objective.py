@@ -25,7 +25,7 @@ from hpm.patches import normalize_patches, patchify
 __all__ = ["Losses", "Student", "hpm_losses"]
 
 Student: TypeAlias = Callable[[Tensor, Tensor, Tensor], Prediction]
-"""A `MaskedModel`, or what wraps one for several workers."""
+"""A `MaskedModel`, or what stands around one."""
 
 
 class Losses(NamedTuple):

@@ -5,7 +5,7 @@ the step, so a run that stops and resumes gives the numbers of one that never st
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hpm.config import Pretrain
-from hpm.data.loading import steps_per_epoch, training_batches
-from hpm.data.source import open_source
-from hpm.distributed import all_mean, this_worker
+from hpm.data.loading import Batch, steps_per_epoch, training_batches
+from hpm.data.source import Source, open_source
+from hpm.determinism import settle
+from hpm.distributed import Worker, all_mean, this_worker
 from hpm.learner import Learner
 from hpm.progress import NonFiniteLossError, Place, Progress, Result, StageRun
 from hpm.schedules import Scheduled, at_step
@@ -48,32 +49,21 @@ def run(
         NonFiniteLossError: the loss at a step with metrics is not finite.
     """
     assert inputs is None, "pretraining starts from nothing"
-    torch.set_num_threads(place.threads)
-    worker, optim = this_worker(), config.optim
+    settle(place.threads)
+    worker = this_worker()
     source = open_source(config.data.name, "train", place.data)
-    epoch_steps = steps_per_epoch(len(source), optim.batch_size)
+    epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
     total = config.epochs * epoch_steps
 
     learner = Learner.start(config, seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
-    batches = training_batches(
-        source,
-        config.data,
-        seed=seed,
-        batch_size=optim.batch_size,
-        parts=optim.accumulate,
-        rank=worker.rank,
-        world=worker.world,
-        first_step=done,
-        last_step=total,
-        num_patches=config.num_patches,
-        loaders=place.loaders,
-    )
+    steps = range(done, total)
+    batches = _batches(source, config, steps, seed=seed, worker=worker, loaders=place.loaders)
     while done < total:
         if should_stop():
             return None
         now = at_step(config, done, epoch_steps=epoch_steps)
-        means = learner.step(list(islice(batches, optim.accumulate)), now)
+        means = learner.step(list(islice(batches, config.optim.accumulate)), now)
         done += 1
         recorded = done % max(1, total // _RECORDS) == 0 or done == total
         if recorded:
@@ -83,6 +73,24 @@ def run(
         save = partial(learner.save, step=done, metrics=metrics)
         yield Progress(done, total, metrics if recorded else {}, save)
     return Result(metrics, learner.export)
+
+
+def _batches(
+    source: Source, config: Pretrain, steps: range, *, seed: int, worker: Worker, loaders: int
+) -> Iterator[Batch]:
+    return training_batches(
+        source,
+        config.data,
+        seed=seed,
+        batch_size=config.optim.batch_size,
+        parts=config.optim.accumulate,
+        rank=worker.rank,
+        world=worker.world,
+        first_step=steps.start,
+        last_step=steps.stop,
+        num_patches=config.num_patches,
+        loaders=loaders,
+    )
 
 
 def _metrics(means: Mapping[str, Tensor], now: Scheduled, *, teacher: bool) -> dict[str, float]:

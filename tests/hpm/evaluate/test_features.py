@@ -1,8 +1,14 @@
+import re
+
+import pytest
 import torch
 
+from hpm.config import Data
 from hpm.data.loading import evaluation_batches
 from hpm.data.source import open_source
-from hpm.evaluate.features import BATCH, Features, load_frozen
+from hpm.evaluate.config import EvalData
+from hpm.evaluate.features import BATCH, Features, export_pixels, load_frozen
+from hpm.rules import ConfigError
 from hpm.weights import load_encoder
 
 
@@ -56,3 +62,33 @@ def test_features__a_loader_process_brings_the_rest(encoder, place):
     rest.restore({name: rows[:BATCH] for name, rows in state.items()})
     assert [rest.done for _ in rest.fill(frozen, loaders=1)] == [2, 3]
     torch.testing.assert_close(rest.state(), state, rtol=0, atol=0)
+
+
+class Vast:
+    """A split of ImageNet's size, which nobody may read."""
+
+    classes = ("a",)
+
+    def __len__(self):
+        return 1_281_167
+
+
+def test_features__that_fit_into_no_memory_are_refused_at_once(tmp_path):
+    export_pixels(tmp_path, Data())
+    frozen = load_frozen(tmp_path, data=None, pool="cls")
+    said = "150528 values of each of 1281167 images need 718 GiB. Give a pixels reference a smaller"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Features(Vast(), frozen.width)
+
+
+def test_own_data__keeps_the_encoders_image_size(encoder, pixels):
+    other = EvalData(name="other", flip=False)
+    for export in (encoder, pixels):
+        images = load_frozen(export, data=other, pool="cls").data
+        assert images == Data(name="other", image_size=16, min_crop=0.08, flip=False)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_own_data__wants_some_of_an_image(share):
+    with pytest.raises(ConfigError, match=r"min_crop must be in \(0, 1\]"):
+        EvalData(name="other", min_crop=share)

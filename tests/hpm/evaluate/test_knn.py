@@ -1,14 +1,14 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from hpm.config import Data
 from hpm.evaluate.accuracy import top_percent
-from hpm.evaluate.config import Knn
+from hpm.evaluate.config import EvalData, Knn
 from hpm.evaluate.knn import nearest, run, vote
 
 CONFIG = Knn(k=(1, 5, 20), report_k=5)
@@ -150,12 +150,8 @@ def test_knn__refuses_more_neighbours_than_images(stage, encoder):
         next(stage(run, Knn(k=(5, 301), report_k=5), encoder))
 
 
-def test_knn__refuses_images_of_another_size(stage, encoder):
-    config = Knn(data=Data(name="colours", image_size=32), k=(5,), report_k=5)
-    with pytest.raises(ValueError, match=r"that of the encoder, 16, got 32"):
-        next(stage(run, config, encoder))
-
-
-def test_knn__takes_pixels_of_any_size(drain, stage, pixels):
-    config = Knn(data=Data(name="colours", image_size=8), k=(5,), report_k=5)
-    assert drain(stage(run, config, pixels)).result.metrics["top1"] == 100.0
+def test_knn__brings_images_of_its_own_data_to_the_encoders_size(drain, stage, encoder, pixels):
+    named = replace(CONFIG, data=EvalData(name="colours"))
+    for export in (encoder, pixels):
+        same, ours = (drain(stage(run, config, export)).result for config in (CONFIG, named))
+        assert ours.metrics == same.metrics

@@ -1,4 +1,4 @@
-"""What identifies a data set's content, at the cost of a directory listing.
+"""What identifies a data set's content, in seconds.
 
 A fingerprint goes into every result's identity, so it must be quick to take (planning waits for it)
 and must not depend on where the data lie.
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import assert_never
 
 from hpm.data.decoding import require_readable
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
-from hpm.data.layout import Embedded, Folders, Tables, image_files, locate
+from hpm.data.layout import Embedded, Folders, ImageFile, Tables, image_files, locate
 
 __all__ = ["fingerprint"]
 
 _MIB = 1 << 20
+_HASHED_BYTES = 512 * _MIB
+_HASHED_FILES = 100_000
 _MAGIC = b"PAR1"
 
 
@@ -25,47 +27,76 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
     """SHA-256 over both splits of a data set; the same content elsewhere has the same one.
 
     It covers, of FashionScenes, the digests of its source files and rendered images; of folders,
-    every image's relative path and size; of Parquet files, their sizes and first and last MiB (the
-    footer, at the end, says where each piece of what is between begins and ends). An image replaced
-    by another of equal size is therefore taken for the same.
+    every image's relative path and content; of Parquet files, their names and content.
+
+    Of sets of more than 512 MiB (of folders: or 100,000 images) the content is not read in full.
+    Folders then count by every image's path and size; Parquet files by their labels, sizes and
+    first and last MiB. An image replaced there by another of equal size is therefore taken for the
+    same.
 
     What is plainly unreadable is reported now, before anything runs: see `require_readable` for
-    images; a Parquet file must begin and end as one.
+    images; Parquet files must have the columns, labels and classes that `open_parquet` asks for.
 
     Raises:
         DataError: the data set is unknown, absent, laid out otherwise, or has unreadable files.
     """
-    match locate(name, roots):
-        case Embedded():
-            manifest = read_manifest()
-            for file in manifest.sources:
-                read_source(file)
-            return _digest("fashion-scenes", manifest.sources, manifest.rendered)
-        case Folders(train=train, val=val):
-            return _digest("folders", *_list_folders(train, val))
-        case Tables(train=train_files, val=val_files):
-            return _digest("parquet", *([_outline(f) for f in s] for s in (train_files, val_files)))
-        case other:
-            assert_never(other)
+    with reading(roots.get(name, name)):
+        match locate(name, roots):
+            case Embedded():
+                manifest = read_manifest()
+                for file in manifest.sources:
+                    read_source(file)
+                return _digest("fashion-scenes", manifest.sources, manifest.rendered)
+            case Folders(train=train, val=val):
+                return _digest("folders", *_list_folders(train, val))
+            case Tables() as tables:
+                return _digest("parquet", *_list_tables(tables))
+            case other:
+                assert_never(other)
 
 
 def _digest(*content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _list_folders(*splits: Path) -> list[list[tuple[str, int]]]:
+def _list_folders(*splits: Path) -> list[list[tuple[str, int | str]]]:
     files = [image_files(split) for split in splits]
     for split, found in zip(splits, files, strict=True):
         require_readable([split / file.path for file in found])
-    return [[(file.path, file.num_bytes) for file in found] for found in files]
+    sizes = [file.num_bytes for found in files for file in found]
+    whole = sum(sizes) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
+
+    def identify(split: Path, file: ImageFile) -> tuple[str, int | str]:
+        return file.path, _hash(split / file.path) if whole else file.num_bytes
+
+    return [
+        [identify(split, file) for file in found]
+        for split, found in zip(splits, files, strict=True)
+    ]
 
 
-def _outline(path: Path) -> tuple[str, int, str]:
+def _hash(path: Path) -> str:
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _list_tables(tables: Tables) -> list[object]:
+    # pyarrow is needed by Parquet sets alone; planning another need not wait for its import.
+    from hpm.data.parquet import labels_digest
+
+    splits = (tables.train, tables.val)
+    whole = sum(path.stat().st_size for split in splits for path in split) <= _HASHED_BYTES
+    outlines = [[_outline(path, whole) for path in split] for split in splits]
+    return [*outlines, labels_digest(tables)]
+
+
+def _outline(path: Path, whole: bool) -> tuple[str, int, str]:
     num_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         first = file.read(_MIB)
         file.seek(max(0, num_bytes - _MIB))
         last = file.read()
     if not (first.startswith(_MAGIC) and last.endswith(_MAGIC) and num_bytes >= 12):
         raise DataError(f"{path} must be a whole Parquet file, got another kind or a part of one.")
-    return path.name, num_bytes, hashlib.sha256(first + last).hexdigest()
+    digest = _hash(path) if whole else hashlib.sha256(first + last).hexdigest()
+    return path.name, num_bytes, digest

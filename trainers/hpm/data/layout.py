@@ -67,6 +67,7 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
 
     Raises:
         DataError: the name is unknown, its folder absent, or laid out otherwise.
+        OSError: a folder cannot be looked into.
     """
     if name == EMBEDDED:
         if name in roots:
@@ -119,8 +120,10 @@ def image_files(split: Path) -> tuple[ImageFile, ...]:
 
     Raises:
         DataError: there is no class, or a class has no image.
+        OSError: a folder or link cannot be followed.
     """
-    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir())
+    with os.scandir(split) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
     if not classes:
         raise DataError(f"{split} must hold a folder for each class, got none.")
     by_class = {name: sorted(_walk(split, name)) for name in classes}

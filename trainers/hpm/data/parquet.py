@@ -5,11 +5,14 @@ schema's metadata. A small split is held encoded in memory. Of a large one, row 
 they are asked for, which is slow in random order: for speed, unpack it into image folders.
 """
 
+import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +24,20 @@ from hpm.data.decoding import decode
 from hpm.data.errors import DataError
 from hpm.data.layout import Tables
 
-__all__ = ["HELD_BYTES", "ParquetImages", "open_parquet"]
+__all__ = ["HELD_BYTES", "FileVersion", "ParquetImages", "labels_digest", "open_parquet"]
+
+_Split: TypeAlias = Literal["train", "val"]
 
 HELD_BYTES = 1 << 30
 """A split of files up to this size together is held in memory."""
+
+
+class FileVersion(NamedTuple):
+    """A file as it was when opened: what is cached of one version is not taken for another's."""
+
+    path: str
+    num_bytes: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +46,12 @@ class ParquetImages:
 
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
-    groups: tuple[tuple[str, int], ...]
+    groups: tuple[tuple[FileVersion, int], ...]
     """File and number of each row group."""
     starts: NDArray[np.int64]
     """First row of each row group, and one past the last row of all."""
-    held: bool
+    held: tuple[FileVersion, ...]
+    """All files, where they are held in memory; else none."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,9 +61,9 @@ class ParquetImages:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         row = index - int(self.starts[number])
         file, group = self.groups[number]
-        read = _hold_images if self.held else _recent_images
-        encoded = read(file, group)[row].as_py()
-        return decode(encoded or b"", named=f"Row {row} of row group {group} in {file}")
+        images = _hold_images(self.held)[number] if self.held else _recent_images(file, group)
+        encoded = images[row].as_py()
+        return decode(encoded or b"", named=f"Row {row} of row group {group} in {file.path}")
 
     def label(self, index: int) -> int:
         """The image's class."""
@@ -60,63 +74,126 @@ def open_parquet(tables: Tables, split: Literal["train", "val"]) -> ParquetImage
     """One split; the training files' metadata name the classes (else their numbers do).
 
     Raises:
-        DataError: a file is unreadable, a column missing or of another type, or a label no class.
+        DataError: a file is unreadable, a column missing or of another type, a label missing or no
+            class, or the files name different classes.
     """
-    files = [_open(path) for path in (tables.train if split == "train" else tables.val)]
-    groups = [(file, number) for file in files for number in range(file.metadata.num_row_groups)]
-    sizes = [file.metadata.row_group(number).num_rows for file, number in groups]
-    source = ParquetImages(
-        classes=_class_names([_open(path) for path in tables.train]),
-        labels=_labels(files),
-        groups=tuple((str(file.path), number) for file, number in groups),
-        starts=np.cumsum([0, *sizes], dtype=np.int64),
-        held=sum(file.path.stat().st_size for file in files) <= HELD_BYTES,
-    )
-    _require_labels(source, files)
+    source = _describe(_open_all(tables), split)
     if source.held:
-        for file, number in source.groups:
-            _hold_images(file, number)
+        _hold_images(source.held)
     return source
 
 
+def labels_digest(tables: Tables) -> str:
+    """SHA-256 of the labels of both splits; all is checked that `open_parquet` checks.
+
+    Raises:
+        DataError: as `open_parquet`, but for images that cannot be read.
+    """
+    files = _open_all(tables)
+    labels = [_describe(files, split).labels for split in files]
+    sizes = np.array([len(part) for part in labels], dtype=np.int64)
+    return hashlib.sha256(b"".join(part.tobytes() for part in (sizes, *labels))).hexdigest()
+
+
 class _File(NamedTuple):
-    path: Path
+    version: FileVersion
     schema: pa.Schema
     metadata: pq.FileMetaData
+    class_names: tuple[str, ...]
+
+
+_Files: TypeAlias = Mapping[_Split, list[_File]]
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} must be a readable Parquet file; replace it ({error}).") from error
+
+
+def _open_all(tables: Tables) -> _Files:
+    files: _Files = {
+        "train": [_open(path) for path in tables.train],
+        "val": [_open(path) for path in tables.val],
+    }
+    named = [file for split in files.values() for file in split if file.class_names]
+    for file in named:
+        if file.class_names != named[0].class_names:
+            raise DataError(
+                f"All files must name the same classes in the same order, but "
+                f"{named[0].version.path} and {file.version.path} do not; write them anew."
+            )
+    return files
 
 
 def _open(path: Path) -> _File:
-    try:
+    with _reading(path):
+        status = path.stat()
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} must be a readable Parquet file: {error}") from error
+    _require_columns(path, schema)
+    version = FileVersion(str(path), status.st_size, status.st_mtime_ns)
+    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = written.get("info", {}).get("features", {}).get("label", {}).get("names")
+    return _File(version, schema, metadata, tuple(names or ()))
+
+
+def _require_columns(path: Path, schema: pa.Schema) -> None:
     columns = dict(zip(schema.names, schema.types, strict=True))
     image, label = columns.get("image", pa.null()), columns.get("label", pa.null())
-    holds_bytes = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    at = image.get_field_index("bytes") if pa.types.is_struct(image) else -1
+    kind = image.field(at).type if at >= 0 else pa.null()
+    holds_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if not (holds_bytes and pa.types.is_integer(label)):
         got = ", ".join(f"{name}: {kind}" for name, kind in columns.items())
         raise DataError(
-            f"{path} must have the columns image (struct with bytes) and label (integer), "
+            f"{path} must have the columns image (struct with binary bytes) and label (integer), "
             f"got {got}."
         )
-    return _File(path, schema, metadata)
+
+
+def _describe(files: _Files, split: _Split) -> ParquetImages:
+    chosen = files[split]
+    versions = tuple(file.version for file in chosen)
+    groups = [(file, number) for file in chosen for number in range(file.metadata.num_row_groups)]
+    sizes = [file.metadata.row_group(number).num_rows for file, number in groups]
+    source = ParquetImages(
+        classes=_class_names(files["train"]),
+        labels=_labels(chosen),
+        groups=tuple((file.version, number) for file, number in groups),
+        starts=np.cumsum([0, *sizes], dtype=np.int64),
+        held=versions if sum(file.num_bytes for file in versions) <= HELD_BYTES else (),
+    )
+    _require_labels(source, versions)
+    return source
 
 
 def _class_names(training: list[_File]) -> tuple[str, ...]:
-    written = json.loads((training[0].schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = written.get("info", {}).get("features", {}).get("label", {}).get("names")
-    return tuple(names or map(str, range(int(_labels(training).max()) + 1)))
+    if names := next((file.class_names for file in training if file.class_names), None):
+        return names
+    return tuple(map(str, range(int(_labels(training).max(initial=-1)) + 1)))
 
 
 def _labels(files: list[_File]) -> NDArray[np.int64]:
-    columns = [pq.read_table(file.path, columns=["label"])["label"].to_numpy() for file in files]
-    return np.concatenate(columns).astype(np.int64)
+    return np.concatenate([_read_labels(file.version.path) for file in files])
 
 
-def _require_labels(source: ParquetImages, files: list[_File]) -> None:
+def _read_labels(path: str) -> NDArray[np.int64]:
+    with _reading(path), pq.ParquetFile(path) as file:
+        labels = file.read(["label"], use_threads=False)["label"].combine_chunks()
+    if labels.null_count:
+        raise DataError(
+            f"{path} must have a label in every row, got {labels.null_count} without one."
+        )
+    # Not `to_numpy`, which imports pandas where it is installed.
+    return np.from_dlpack(labels).astype(np.int64)
+
+
+def _require_labels(source: ParquetImages, files: tuple[FileVersion, ...]) -> None:
     labels, most = source.labels, len(source.classes) - 1
-    where = ", ".join(str(file.path) for file in files[:3])
+    where = ", ".join(file.path for file in files[:3])
     if len(labels) == 0:
         raise DataError(f"A split must have at least one image, got none in {where}.")
     if labels.min() < 0 or labels.max() > most:
@@ -126,14 +203,24 @@ def _require_labels(source: ParquetImages, files: list[_File]) -> None:
         )
 
 
-def _read_images(file: str, group: int) -> pa.BinaryArray:
-    try:
+def _read_images(file: FileVersion, group: int) -> pa.BinaryArray:
+    with _reading(file.path), pq.ParquetFile(file.path) as opened:
         # Without threads: Arrow's pool does not survive the fork into a loader process.
-        rows = pq.ParquetFile(file).read_row_group(group, ["image.bytes"], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"Row group {group} of {file} cannot be read: {error}") from error
-    return rows["image"].combine_chunks().field("bytes")
+        rows = opened.read_row_group(group, ["image.bytes"], use_threads=False)
+        return rows["image"].combine_chunks().field("bytes")
 
 
-_hold_images = cache(_read_images)
 _recent_images = lru_cache(maxsize=8)(_read_images)
+
+
+# The two splits of one data set.
+@lru_cache(maxsize=2)
+def _hold_images(files: tuple[FileVersion, ...]) -> tuple[pa.BinaryArray, ...]:
+    return tuple(images for file in files for images in _read_file(file))
+
+
+def _read_file(file: FileVersion) -> Iterator[pa.BinaryArray]:
+    with _reading(file.path), pq.ParquetFile(file.path) as opened:
+        num_groups = opened.num_row_groups
+    for group in range(num_groups):
+        yield _read_images(file, group)

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, TypeAlias, assert_never
 
 from PIL import Image
 
+from hpm.data.errors import reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
 from hpm.data.layout import Embedded, Folders, Tables, locate
@@ -38,17 +39,18 @@ def open_source(name: str, split: Split, roots: Mapping[str, Path]) -> Source:
     """One split of the data set `name`: built in, or in the folder that `roots` gives for it.
 
     Raises:
-        DataError: the data set is unknown, absent, or not laid out as it should be.
+        DataError: the data set is unknown, absent, unreadable, or not laid out as it should be.
     """
-    match locate(name, roots):
-        case Embedded():
-            return FashionScenes.open(split)
-        case Folders() as folders:
-            return open_folder(folders, split)
-        case Tables() as tables:
-            # pyarrow is needed by Parquet sets alone; without it every other set still works.
-            from hpm.data.parquet import open_parquet
+    with reading(roots.get(name, name)):
+        match locate(name, roots):
+            case Embedded():
+                return FashionScenes.open(split)
+            case Folders() as folders:
+                return open_folder(folders, split)
+            case Tables() as tables:
+                # pyarrow is needed by Parquet sets alone; without it every other set still works.
+                from hpm.data.parquet import open_parquet
 
-            return open_parquet(tables, split)
-        case other:
-            assert_never(other)
+                return open_parquet(tables, split)
+            case other:
+                assert_never(other)

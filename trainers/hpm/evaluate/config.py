@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hpm.config import Data, Encoder, fits
+from hpm.config import Data, Encoder, fits, min_crop_rule
 from hpm.rules import at_least_one, require
 
-__all__ = ["Knn", "Linear", "Pixels", "Random"]
+__all__ = ["OFFICIAL_MIN_CROP", "EvalData", "Knn", "Linear", "Pixels", "Random"]
+
+OFFICIAL_MIN_CROP = 0.08
+"""Of a linear probe: torchvision's default crops, not those of pretraining."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +31,28 @@ class Pixels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvalData:
+    """Another data set than the encoder's. Images have the size that the encoder takes.
+
+    `min_crop` and `flip` matter to an evaluation that trains on augmented views.
+    """
+
+    name: str
+    min_crop: float = OFFICIAL_MIN_CROP
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        require(min_crop_rule(self.min_crop))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Knn:
     """k-NN on frozen features: cosine, DINO's weighted vote. `report_k` gives `top1` and `top5`.
 
     `data` null means the data set that the encoder was trained on.
     """
 
-    data: Data | None = None
+    data: EvalData | None = None
     k: tuple[int, ...] = (10, 20, 100, 200)
     report_k: int = 20
     temperature: float = 0.07
@@ -61,10 +79,11 @@ class Linear:
     """Linear probe of a frozen encoder; lr = base_lr * batch_size / 256 (official recipe).
 
     Without `augment` the features are computed once, which is far cheaper and a little weaker.
-    With it, and with `data` null, crops are of at least 0.08 of an image, as officially.
+    With it, crops are of at least 0.08 of an image, as officially, unless `data` says otherwise.
+    `data` null means the data set that the encoder was trained on.
     """
 
-    data: Data | None = None
+    data: EvalData | None = None
     epochs: int = 100
     warmup_epochs: float = 10.0
     base_lr: float = 1e-3

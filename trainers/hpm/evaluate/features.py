@@ -6,7 +6,7 @@ are the same bits for any number of workers. Letters: B images of a batch, N of 
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, final
 
@@ -18,6 +18,7 @@ from hpm.config import Data
 from hpm.data.loading import evaluation_batches
 from hpm.data.source import Source
 from hpm.distributed import all_gather, this_worker
+from hpm.evaluate.config import EvalData
 from hpm.weights import load_encoder
 
 __all__ = ["BATCH", "Features", "FrozenEncoder", "Pool", "export_pixels", "load_frozen"]
@@ -26,6 +27,9 @@ Pool: TypeAlias = Literal["cls", "mean"]
 
 BATCH = 128
 """Images of one pass. Part of the numbers: a matrix product's last bits depend on its shape."""
+
+_ROOM = 16 << 30
+"""Bytes that the features of a split may need: thrice what ImageNet's take at a width of 1024."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,35 +56,33 @@ def export_pixels(folder: Path, data: Data) -> None:
     (folder / "encoder.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def load_frozen(folder: Path, *, data: Data | None, pool: Pool) -> FrozenEncoder:
+def load_frozen(folder: Path, *, data: EvalData | None, pool: Pool) -> FrozenEncoder:
     """The exported student, pooled after its last norm, or the pixels where those were exported.
 
-    `data` None means the images that it was trained on.
-
-    Raises:
-        ValueError: the encoder is for images of another size than the data's.
+    `data` None means the images that it was trained on; others are brought to the same size.
     """
     device = this_worker().device
     document = json.loads((folder / "encoder.json").read_text())
     if document["encoder"] == "pixels":
-        data = data or Data(**document["data"])
-        width = 3 * data.image_size**2
-        return FrozenEncoder(data=data, width=width, device=device, function=_flatten)
+        images = _images(Data(**document["data"]), data)
+        width = 3 * images.image_size**2
+        return FrozenEncoder(data=images, width=width, device=device, function=_flatten)
     encoder, description = load_encoder(folder)
-    size = description.data.image_size
-    if data is not None and data.image_size != size:
-        raise ValueError(
-            f"data.image_size must be that of the encoder, {size}, got {data.image_size}. "
-            "Leave data out, or give it that size."
-        )
     encoder.to(device)
 
     def pooled(images_BCHW: Tensor) -> Tensor:
         tokens: Tensor = encoder(images_BCHW)
         return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
 
+    images = _images(description.data, data)
     width = description.encoder.width
-    return FrozenEncoder(data=data or description.data, width=width, device=device, function=pooled)
+    return FrozenEncoder(data=images, width=width, device=device, function=pooled)
+
+
+def _images(trained: Data, other: EvalData | None) -> Data:
+    if other is None:
+        return trained
+    return replace(trained, name=other.name, min_crop=other.min_crop, flip=other.flip)
 
 
 def _flatten(images_BCHW: Tensor) -> Tensor:
@@ -89,9 +91,14 @@ def _flatten(images_BCHW: Tensor) -> Tensor:
 
 @final
 class Features:
-    """The features and labels of one split, of which the first `filled` images are there."""
+    """The features and labels of one split, of which the first `filled` images are there.
+
+    Raises:
+        ValueError: the features of the split need more than 16 GiB.
+    """
 
     def __init__(self, source: Source, width: int) -> None:
+        _require_room(len(source), width)
         self.source = source
         self.filled = 0
         self.rows_ND = torch.zeros(len(source), width)
@@ -147,6 +154,16 @@ class Features:
         self.rows_ND[self.filled : end] = rows_BD
         self.labels_N[self.filled : end] = labels_B
         self.filled = end
+
+
+def _require_room(images: int, width: int) -> None:
+    needed = 4 * images * width
+    if needed > _ROOM:
+        raise ValueError(
+            f"Features must fit into {_ROOM / 2**30:.0f} GiB, but {width} values of each of "
+            f"{images} images need {needed / 2**30:.0f} GiB. "
+            "Give a pixels reference a smaller data.image_size, or evaluate on fewer images."
+        )
 
 
 @dataclass(frozen=True, slots=True)

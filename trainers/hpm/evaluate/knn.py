@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from hpm.checkpoint import load_state, save_state
 from hpm.data.source import open_source
+from hpm.determinism import settle
 from hpm.evaluate.accuracy import best_classes, top_percent, write_predictions
 from hpm.evaluate.config import Knn
 from hpm.evaluate.features import Features, load_frozen
@@ -44,7 +45,7 @@ def run(
         ValueError: the bank has fewer images than some k.
     """
     assert inputs is not None, "k-NN needs an exported encoder"
-    torch.set_num_threads(place.threads)
+    settle(place.threads)
     encoder = load_frozen(inputs, data=config.data, pool=config.pool)
     bank = Features(open_source(encoder.data.name, "train", place.data), encoder.width)
     queries = Features(open_source(encoder.data.name, "val", place.data), encoder.width)

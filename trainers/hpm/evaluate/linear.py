@@ -18,18 +18,16 @@ from hpm.checkpoint import load_state, save_state
 from hpm.config import Data
 from hpm.data.loading import epoch_order, steps_per_epoch, training_batches
 from hpm.data.source import Source, open_source
+from hpm.determinism import settle
 from hpm.distributed import all_gather, this_worker
 from hpm.evaluate.accuracy import top_percent, write_predictions
-from hpm.evaluate.config import Linear
+from hpm.evaluate.config import OFFICIAL_MIN_CROP, Linear
 from hpm.evaluate.features import Features, FrozenEncoder, load_frozen
 from hpm.evaluate.probe import Probe
 from hpm.progress import Place, Progress, Result, StageRun
 from hpm.randomness import Purpose, generator
 
 __all__ = ["run"]
-
-_MIN_CROP = 0.08
-"""Official: torchvision's default crops, not those of pretraining."""
 
 
 def run(
@@ -46,15 +44,15 @@ def run(
 
     The last step of an epoch has the epoch's mean `loss`. The result holds `top1` and `top5` of
     the last epoch's probe in percent (0 to 100), never of the best one; its export keeps the
-    guesses. With `augment` and no `data` of its own, crops are 0.08 or more of an image, which is
-    the official recipe's range.
+    guesses. With `augment`, crops are 0.08 or more of an image, which is the official recipe's
+    range, unless `data` says otherwise.
 
     Raises:
         DataError: a split is absent, unreadable or, for training, smaller than a batch.
         NonFiniteLossError: an epoch's mean loss is not finite.
     """
     assert inputs is not None, "a linear probe needs an exported encoder"
-    torch.set_num_threads(place.threads)
+    settle(place.threads)
     work = _Work.start(config, seed=seed, place=place, inputs=inputs)
     if resume is not None:
         work.restore(resume)
@@ -92,11 +90,14 @@ class _Work:
         encoder = load_frozen(inputs, data=config.data, pool=config.pool)
         source = open_source(encoder.data.name, "train", place.data)
         queries = Features(open_source(encoder.data.name, "val", place.data), encoder.width)
+        data = encoder.data
+        if config.data is None:
+            data = replace(data, min_crop=OFFICIAL_MIN_CROP)
         # The probe's own seed, for its order and crops are not to be those of pretraining.
         own_seed = int(generator(Purpose.PROBE, seed=seed).integers(2**63))
         return cls(
             seed=own_seed,
-            data=config.data or replace(encoder.data, min_crop=_MIN_CROP),
+            data=data,
             encoder=encoder,
             source=source,
             bank=None if config.augment else Features(source, encoder.width),

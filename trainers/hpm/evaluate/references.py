@@ -6,8 +6,7 @@ Both stand in for pretraining, so the very same evaluations run on what they exp
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
+from hpm.determinism import settle
 from hpm.evaluate.config import Pixels, Random
 from hpm.evaluate.features import export_pixels
 from hpm.model import VisionTransformer, initialize
@@ -31,7 +30,7 @@ def run_random(
     assert inputs is None, "a reference starts from nothing"
     if should_stop():
         return None
-    torch.set_num_threads(place.threads)
+    settle(place.threads)
     encoder = VisionTransformer(config.encoder, image_size=config.data.image_size)
     initialize(encoder, seed=seed)
     yield Progress(1, 1, {}, _save_nothing)

@@ -1,0 +1,117 @@
+"""The command line as people type it: on the embedded Ray, with real training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ablation.ledger import Ledger
+
+pytestmark = pytest.mark.cluster
+
+STUDY = """\
+name: small
+trainer: hpm
+preset: vit_pico_32px
+set:
+  encoder: {width: 16, depth: 1, heads: 2}
+  decoder: {width: 16, depth: 1, heads: 2}
+  optim.batch_size: 80
+  epochs: 2
+seeds: [0]
+evaluate: [{knn: {k: [5], report_k: 5}}, {linear: {epochs: 5, warmup_epochs: 1}}]
+references: [random]
+metric: knn/top1
+baseline: MAE
+rows:
+  MAE: {predictor.objective: none, mask.hard_share: 0}
+  HPM: {mask.hard_share: [0, 0.5]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def _start(folder: Path, storage: str, *flags: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "ablation", "run", "small.yaml", "--storage", storage, *flags]
+    environment = {**os.environ, "ABLATION_CHECKPOINT_EVERY_S": "0.2"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _finish(folder: Path, storage: str, *flags: str) -> str:
+    running = _start(folder, storage, *flags)
+    out, err = running.communicate(timeout=400)
+    assert running.returncode == 0, err
+    assert "knn/top1" in out
+    return err
+
+
+def _outcomes(storage: Path) -> dict[str, object]:
+    ledger = Ledger.open(storage)
+    digests = sorted(path.name for path in (storage / "stages").iterdir())
+    return {
+        digest: (ledger.outcome(digest), [(r.step, r.metrics) for r in ledger.journal(digest)])
+        for digest in digests
+    }
+
+
+def _wait_for_commit(storage: Path, running: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 240
+    while not any(storage.glob("stages/*/checkpoints/*.json")):
+        assert running.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_run__killed_driver_goes_on_to_the_same_bits(folder: Path):
+    """SIGTERM ends with 130, SIGKILL at once; the same command then ends as if undisturbed."""
+    for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        running = _start(folder, "cut")
+        _wait_for_commit(folder / "cut", running)
+        running.send_signal(sent)
+        _, err = running.communicate(timeout=120)
+        assert running.returncode == code, err
+        assert "Traceback" not in err
+    assert "goes on after step" in _finish(folder, "cut")
+    _finish(folder, "whole", "--inline")
+    assert _outcomes(folder / "cut") == _outcomes(folder / "whole")
+    assert len(_outcomes(folder / "whole")) == 9
+
+
+def test_run__two_workers_a_cell(folder: Path):
+    """A Train worker group (gloo) computes the same study; only sums may differ in order."""
+    _finish(folder, "two", "--workers", "2")
+    _finish(folder, "one", "--inline")
+    two, one = _outcomes(folder / "two"), _outcomes(folder / "one")
+    assert two.keys() == one.keys()
+    ledger = Ledger.open(folder / "two")
+    workers = {a.workers for d in two for a in ledger.stage(d).attempts()}
+    assert workers == {2}
+    for digest in two:
+        mine, theirs = two[digest][1], one[digest][1]
+        assert [step for step, _ in mine] == [step for step, _ in theirs]
+        for (_, a), (_, b) in zip(mine[:5], theirs[:5], strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+
+
+def test_run__cell_larger_than_the_machine_exits_2(folder: Path):
+    running = _start(folder, "none", "--workers", "80")
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 2, err
+    assert "A cell needs 80 worker(s)" in err
+    assert "Traceback" not in err
+    assert not (folder / "none" / "stages").exists()
