@@ -70,6 +70,8 @@ class Mirror:
             key = _key(cell)
             self._runs[key] = known.get(key) or self._begin(cell.title, {_CELL: key})
             self._describe(self._runs[key], cell)
+        for key in known.keys() - self._runs.keys() - {_STUDY}:
+            self._client.set_tag(known[key], "row", "(no longer in the study)")
         view = _view(self.plan.study.metrics)
         self._client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{_VIEW}", view)
 

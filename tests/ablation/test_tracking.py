@@ -119,6 +119,17 @@ def test_mirror__renamed_row_renames_its_run(toy_plan, ledger, toy_place, uri, t
     assert "fast | wild, seed 0" not in names
 
 
+def test_mirror__run_of_a_changed_row_leaves_its_group(toy_plan, ledger, uri, tmp_path):
+    for changes in ({}, {"rate: 0.3": "rate: 0.4"}):
+        mirror = Mirror(plan=toy_plan(**changes), ledger=ledger, uri=uri, artifacts=tmp_path / "a")
+        mirror.open()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("toys")
+    rows = [run.data.tags.get("row") for run in client.search_runs([experiment.experiment_id])]
+    assert rows.count("fast | wild") == 2
+    assert rows.count("(no longer in the study)") == 2
+
+
 def test_mirror__page_groups_by_row_and_shows_the_metric(toy_plan, ledger, uri, tmp_path):
     mirror = Mirror(plan=toy_plan(), ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
     mirror.open()
