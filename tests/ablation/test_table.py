@@ -1,13 +1,19 @@
-"""Tables: every number with its seeds, every absence with its reason, and three ways to draw it."""
+"""Tables: every number with its seeds, every absence with its reason; and three ways to draw one,
+on awkward labels too.
+"""
 
+import csv
+import io
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ablation.cells import Begun, Failed, Finished, Standing, Waiting
 from ablation.plan import Plan, plan
-from ablation.render import to_markdown
+from ablation.render import to_csv, to_markdown, to_text
 from ablation.statistics import Difference
 from ablation.study import load_study
 from ablation.table import Table, TableRow, tabulate
@@ -199,3 +205,197 @@ def test_tabulate__a_stage_of_no_steps_yet_has_begun(planned: Planner) -> None:
     found = planned(ROWS)
     table = tabulate(found, standings(found, {("a", 0): Begun(0, 0)}))
     assert table.missing[0] == "a, seed 0: train 0 %"
+
+
+def text_of(table: Table, *, flat: bool = False, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(to_text(table, width=width, flat=flat))
+    return capture.get()
+
+
+def test_to_text__is_readable_at_80_columns(planned: Planner) -> None:
+    found = planned(ROWS)
+    text = text_of(tabulate(found, standings(found, COMPLETE)))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for word in ("82.98 ± 0.10", "+0.49", "[+0.39, +0.59]", "better", "82.5", "noise"):
+        assert word in text
+    assert "probe/accuracy ↑" in text
+    wide = text_of(tabulate(found, standings(found, COMPLETE)), width=160)
+    assert len(wide.splitlines()) < len(text.splitlines())
+
+
+def test_renderers__a_question_is_optional(planned: Planner) -> None:
+    table = tabulate(planned(ROWS.replace("question: Does the rate matter?\n", "")), {})
+    assert to_markdown(table).startswith("## toys\n\n| row | n |")
+    assert "rate" not in text_of(table)
+
+
+def test_to_text__names_what_is_missing(planned: Planner) -> None:
+    found = planned(ROWS)
+    text = text_of(tabulate(found, standings(found, {("a", 0): Failed("boom [red]")})))
+    assert "a, seed 0: train failed: boom [red]" in text
+    assert "0 of 3" in text
+
+
+def test_to_markdown__bolds_only_what_the_interval_supports(planned: Planner) -> None:
+    found = planned(ROWS)
+    text = to_markdown(tabulate(found, standings(found, COMPLETE)))
+    assert text.count("**") == 4
+    assert "| b | 3 | **82.98 ± 0.10** | +0.49 \\[+0.39, +0.59\\] | better |" in text
+    assert "| c | 3 | 82.50 ± 0.10 |" in text
+    assert "### References" in text
+
+
+def test_renderers__grids(planned: Planner) -> None:
+    found = planned(GRID)
+    numbers = full({"low / x": (1.0, 1.1, 1.2), "high / y": (2.0, 2.2, 2.1)})
+    table = tabulate(found, standings(found, {**numbers, ("low / y", 0): 1.5}))
+    markdown = to_markdown(table)
+    assert "| score/accuracy ↑: rate | x | y |" in markdown
+    assert "| low | 1.10 ± 0.10 | 1.50 (1 of 3) |" in markdown
+    assert "| high | — (0 of 3) | **2.10 ± 0.10** (published 80.0) |" in markdown
+    assert "| low / x | 3 |" in to_markdown(table, flat=True)
+    assert "low / x" in text_of(table, flat=True)
+    assert "published 80.0" in text_of(table)
+    (first, *_) = csv.DictReader(io.StringIO(to_csv(table)))
+    assert (first["rate"], first["mask"], first["row"]) == ("low", "x", "low / x")
+
+
+AWKWARD = ["a|b", "*bold*", "[red]x[/red]", "=1+1", "+pred", "-0.5", "@x", "ü <b>", "back\\slash"]
+
+
+def test_renderers__awkward_labels(planned: Planner) -> None:
+    labels = ", ".join(f"{label!r}: {{rate: 0.{i + 1}}}" for i, label in enumerate(AWKWARD))
+    labels = labels.replace("\\\\", "\\")
+    found = planned(f"{HEAD}baseline: 'a|b'\nrows: {{{labels}}}\n")
+    table = tabulate(found, {})
+    assert [row.label for row in table.rows] == AWKWARD
+    text = text_of(table)
+    assert all(label in text for label in AWKWARD)
+    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert len({line.count("|") - line.count("\\|") for line in lines}) == 1
+    assert any(line.startswith("| a\\|b |") for line in lines)
+    assert any(line.startswith("| \\*bold\\* |") for line in lines)
+    read = [row["row"] for row in csv.DictReader(io.StringIO(to_csv(table)))][::2]
+    assert read == [
+        "a|b",
+        "*bold*",
+        "[red]x[/red]",
+        "'=1+1",
+        "'+pred",
+        "'-0.5",
+        "'@x",
+        *AWKWARD[7:],
+    ]
+
+
+def test_to_csv__full_precision_and_provenance(planned: Planner) -> None:
+    found = planned(ROWS)
+    table = tabulate(found, standings(found, {**COMPLETE, ("b", 1): Begun(1, 2)}))
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(rows) == 2 * 4
+    b = next(row for row in rows if (row["row"], row["metric"]) == ("b", "score/accuracy"))
+    assert (b["n"], b["expected"], b["seed 0"], b["seed 1"]) == ("2", "3", "82.9", "")
+    assert (b["published"], b["source"], b["status"]) == ("82.5", "Table 1", "second-hand")
+    assert b["seed 1 missing"] == "train 50 %"
+    assert b["seed 0 stage"] in found.stages
+    entry = by_label(table)["b"].entries["score/accuracy"]
+    assert entry.summary is not None
+    assert float(b["sd"]) == entry.summary.sd
+    assert [row["kind"] for row in rows][-2:] == ["reference", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((82.952, 82.954, 82.956), "82.95 ± 0.00"),
+        ((80.0, 83.0, 86.0), "83.0 ± 3.0"),
+        ((60.0, 83.0, 99.0), "81 ± 20"),
+        ((0.8301, 0.8311, 0.8322), "0.8311 ± 0.0011"),
+        ((0.0, 0.0, 0.0), "0.00 ± 0.00"),
+    ],
+)
+def test_digits__no_more_than_the_spread_allows(
+    planned: Planner, values: tuple[float, float, float], expected: str
+) -> None:
+    found = planned(ROWS)
+    text = to_markdown(tabulate(found, standings(found, full({"a": values}))))
+    assert f"| a | 3 | {expected} |" in text
+
+
+NUMBERS = re.compile(r"-?[0-9.]+ ± [0-9.]+|\[[-+][0-9.]+, [-+][0-9.]+\]|[-+][0-9.]+")
+LONG = "the recipe of the paper, as its authors ran it"
+
+
+def many(planned: Planner) -> dict[str, Table]:
+    """Tables that are wide in one way or another."""
+    rates = ", ".join(f"r{i}: {{rate: 0.{i}}}" for i in (1, 2))
+    masks = ", ".join(f"column {i}: {{mask.ratio: 0.{i}}}" for i in range(1, 8))
+    layout = "layout: {down: rate, across: mask}\n"
+    wide = f"baseline: r1 / column 1\ngrid: {{rate: {{{rates}}}, mask: {{{masks}}}}}\n{layout}"
+    found = {
+        "rows": planned(ROWS),
+        "long": planned(ROWS.replace("baseline: a", f"baseline: '{LONG}'")
+                        .replace("{a:", f"{{'{LONG}':")),
+        "word": planned(ROWS.replace(", c:", f", {'w' * 90}:")),
+        "grid": planned(GRID),
+        "wide": planned(HEAD + wide),
+    }  # fmt: skip
+    tables = {}
+    for name, each in found.items():
+        values = {row: (100.0 + 40 * i, 71.5, 127.3) for i, row in enumerate(labels_of(each))}
+        tables[name] = tabulate(each, standings(each, full(values)))
+    return tables
+
+
+def labels_of(found: Plan) -> list[str]:
+    return list(dict.fromkeys(cell.row for cell in found.cells))
+
+
+def test_to_text__cuts_no_number_at_any_width(planned: Planner) -> None:
+    for name, table in many(planned).items():
+        for flat in (False, True):
+            whole = set(NUMBERS.findall(text_of(table, flat=flat, width=400)))
+            assert len(whole) > 3
+            for width in (*range(40, 60), *range(60, 121, 5)):
+                text = text_of(table, flat=flat, width=width)
+                assert "…" not in text, (name, width)
+                assert max(map(len, text.splitlines())) <= width
+                assert whole <= set(NUMBERS.findall(text)), (name, width)
+
+
+def test_to_text__a_grid_wider_than_the_terminal_is_drawn_flat(planned: Planner) -> None:
+    table = many(planned)["wide"]
+    assert text_of(table, width=60).count("r1 / column") > 7
+    assert "r1 / column" not in text_of(table, width=160)
+
+
+def test_to_text__long_labels_stay_readable(planned: Planner) -> None:
+    text = text_of(many(planned)["long"], width=80)
+    assert "the recipe" in text
+    assert "minus baseline" in text
+
+
+def test_to_text__an_ellipsis_marks_what_no_terminal_of_this_width_can_hold(
+    planned: Planner,
+) -> None:
+    text = text_of(many(planned)["rows"], width=16)
+    assert "…" in text
+
+
+def test_renderers__a_difference_names_its_own_seeds(planned: Planner) -> None:
+    found = planned(ROWS)
+    numbers = {("a", 0): 80.0, ("a", 1): 80.5}
+    ours = {("b", 0): 81.0, ("b", 1): 82.0, ("b", 2): 83.0, ("c", 1): 81.0, ("c", 2): 82.0}
+    table = tabulate(found, standings(found, {**numbers, **ours}))
+    markdown = to_markdown(table)
+    assert "| b | 3 | 82.00 ± 1.00 | +1.25 (2 seeds) \\[" in markdown
+    assert "| c | 2 of 3 | 81.50 ± 0.71 | +0.50 (1 seed) |" in markdown
+    assert "(2 seeds)" in text_of(table)
+    lines = [
+        line
+        for line in csv.DictReader(io.StringIO(to_csv(table)))
+        if line["metric"] == "score/accuracy"
+    ]
+    assert [line["difference n"] for line in lines] == ["", "2", "1", ""]
