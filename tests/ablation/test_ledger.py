@@ -231,9 +231,9 @@ def test_ledger__keeps_texts_about_studies(tmp_path):
     assert ledger.studies() == ["mask strategy"]
     assert ledger.read_study("mask strategy", "table.md") == "|ü|"
     assert ledger.read_study("mask strategy", "table.csv") is None
-    with pytest.raises(ValueError, match="A name must be letters"):
+    with pytest.raises(ValueError, match="A name must be 1 to 100 letters"):
         ledger.write_study("../stages", {"x": ""})
-    with pytest.raises(ValueError, match="A name must be letters"):
+    with pytest.raises(ValueError, match="A name must be 1 to 100 letters"):
         ledger.write_study("fine", {"a/b": ""})
 
 

@@ -20,7 +20,7 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 """A trace of a resource that only a cluster's head node has."""
 
 _PROGRESS_EVERY_S = 0.5
-_LISTEN_EVERY_S = 0.1
+_LISTEN_EVERY_S = 0.25
 
 
 class Sender:
