@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation.cli import main
+from ablation.cli import _COMMANDS, main
 from ablation.ledger import Ledger
 
 pytestmark = [
@@ -185,21 +185,23 @@ def test_schema__is_json_with_the_trainers_names(capsys):
     assert "vit_pico_32px" in schema["properties"]["preset"]["enum"]
 
 
-def test_trainers__lists_hpm(capsys):
+def test_trainers__lists_what_is_installed(capsys):
     assert main(["trainers"]) == 0
-    assert "hpm (result version 1)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "hpm (result version 1)" in out
+    assert "toy (result version 1)\n  stages: train, noise, score, probe\n" in out
 
 
 def test_flags__are_pinned(capsys):
     """No flag may change the science: a new one must be thought about here."""
     flags = set()
-    for command in ("plan", "run", "status", "table", "ui", "schema", "trainers"):
+    for command in _COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         words = capsys.readouterr().out.replace(",", " ").replace("]", " ").split()
         flags |= {word.strip("[") for word in words if word.strip("[").startswith("--")}
     assert flags == {
-        *("--help", "--on", "--storage", "--data", "--inline", "--workers"),
+        *("--help", "--on", "--storage", "--data", "--inline", "--workers", "--supervise"),
         *("--format", "--port", "--trainer"),
     }
 

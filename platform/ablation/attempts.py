@@ -2,29 +2,43 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Attempt", "Ended"]
+__all__ = ["Attempt", "Cause", "Ended"]
 
-Ended: TypeAlias = Literal["finished", "failed", "interrupted"]
-"""How an attempt ended; one that says nothing is running, or died without a word."""
+Ended: TypeAlias = Literal["finished", "failed", "interrupted", "preempted", "lost"]
+"""How an attempt ended.
+
+An attempt that says nothing is running, or died without a word: whoever takes the stage over
+records that it was lost, or preempted where it had had notice.
+"""
+
+Cause: TypeAlias = Literal["exception", "memory", "final"]
+"""Why an attempt failed: an exception, too little memory, or what no other try can change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try. `from_step` 0 is from the beginning; times are milliseconds since 1970 (UTC)."""
+    """One try. `from_step` 0 is from the beginning; times are milliseconds since 1970 (UTC).
+
+    `run` names the call of `ablation run` that it belongs to, which began at `queued_ms`.
+    """
 
     number: int
     begun_ms: int
     from_step: int
     workers: int = 1
+    run: str = ""
+    queued_ms: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     ended_ms: int | None = None
     ended: Ended | None = None
     step: int | None = None
-    """The last step that was done, committed or not."""
+    """The last step that is known to have been done, committed or not."""
+    cause: Cause | None = None
     error: str = ""
+    """Of a failure the exception, of a preemption the notice."""
 
     def to_bytes(self) -> bytes:
         """The attempt as JSON."""
@@ -32,8 +46,9 @@ class Attempt:
 
     @classmethod
     def parse(cls, content: bytes) -> "Attempt":
-        """The inverse of `to_bytes`.
+        """The inverse of `to_bytes`; what it does not know is left out.
 
         Raises ValueError for content that is not JSON.
         """
-        return cls(**json.loads(content))
+        known = {part.name for part in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(content).items() if name in known})

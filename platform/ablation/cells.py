@@ -60,6 +60,15 @@ class Cell:
     def __iter__(self) -> Iterator[PlannedStage]:
         return iter(self.stages)
 
+    def finished(self, standings: "Mapping[str, Standing]") -> bool:
+        """Whether all its stages ended well."""
+        return all(isinstance(standings[stage.digest], Finished) for stage in self)
+
+    def ended(self, standings: "Mapping[str, Standing]") -> bool:
+        """Whether nothing more can come of it: a stage failed, or all finished."""
+        failed = any(isinstance(standings[stage.digest], Failed) for stage in self)
+        return failed or self.finished(standings)
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

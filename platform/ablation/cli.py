@@ -10,18 +10,21 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
 from rich.console import Console, RenderableType
 
+from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
+from ablation.identity import NAME
 from ablation.layout import PlaceError
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
-from ablation.problems import StudyError
+from ablation.problems import StudyError, nearest
 from ablation.profile import Profile, load_profile, parse_data
 from ablation.protocol import Trainer
 from ablation.storage import StorageError
@@ -38,7 +41,7 @@ class _InputError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    options = _parser().parse_args(arguments)
+    options = make_parser(_COMMANDS).parse_args(arguments)
     try:
         code = int(options.command(options))
         sys.stdout.flush()
@@ -61,52 +64,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ablation", description="From a study in YAML to a comparison table."
-    )
-    parser.add_argument("--version", action="version", version=version("hpm-ablation"))
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command, about in (
-        ("plan", _plan, "show the cells of a study and what is done; runs nothing"),
-        ("run", _run, "run what is missing of a study, then show its table"),
-        ("status", _status, "show how every stage of a study stands"),
-        ("table", _table, "show a study's comparison table"),
-    ):
-        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
-        _add_place(sub)
-        sub.set_defaults(command=command)
-        if name == "run":
-            sub.add_argument("--inline", action="store_true", help="in this process, without Ray")
-            sub.add_argument("--workers", type=int, metavar="N", help="workers of a cell")
-        if name == "table":
-            sub.add_argument("--format", choices=("text", "md", "csv"), default="text")
-    ui = commands.add_parser("ui", help="start the MLflow server on the embedded store")
-    _add_place(ui)
-    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
-    ui.set_defaults(command=_ui)
-    schema = commands.add_parser("schema", help="print the JSON Schema of study files")
-    schema.add_argument("--trainer", default="hpm", help="whose settings (default: hpm)")
-    schema.set_defaults(command=_schema)
-    trainers = commands.add_parser("trainers", help="list the installed trainers")
-    trainers.set_defaults(command=_trainers)
-    return parser
-
-
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    place = parser.add_argument_group("place (never part of the science)")
-    place.add_argument("--on", type=Path, metavar="PROFILE", help="a profile's YAML file")
-    place.add_argument("--storage", metavar="URI", help="folder or URI of the ledger")
-    place.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="where a data set lies; may be repeated",
-    )
-
-
 def _profile(options: argparse.Namespace) -> Profile:
     data = parse_data(options.data, source="--data")
     on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
@@ -115,9 +72,10 @@ def _profile(options: argparse.Namespace) -> Profile:
 
 
 def _planned(options: argparse.Namespace, profile: Profile) -> tuple[Plan, Trainer]:
-    study: Study = load_study(options.study, data=profile.place.data, workers=profile.workers)
+    data, workers = profile.place.data, profile.layout.least
+    study: Study = load_study(options.study, data=data, workers=workers)
     trainer = load_trainer(study.trainer)
-    return plan(study, trainer, profile.place.data, workers=profile.workers), trainer
+    return plan(study, trainer, data, workers=workers), trainer
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -131,9 +89,39 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.supervise:
+        return _supervise()
+    return _finish(options, _profile(options))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    if options.supervise:
+        return _supervise()
+    profile = _profile(options)
+    ledger = Ledger.open(profile.storage)
+    text = ledger.read_study(options.name, "study.yaml") if NAME.fullmatch(options.name) else None
+    if text is None:
+        known = nearest(options.name, ledger.studies())
+        raise _InputError(f"{profile.storage} holds no study {options.name!r}.{known}")
+    data = json.loads(ledger.read_study(options.name, "place.json") or "{}")
+    profile = replace(profile, data={**data, **profile.data})
+    with TemporaryDirectory(prefix="ablation-") as folder:
+        options.study = Path(folder) / f"{options.name}.yaml"
+        options.study.write_text(text, encoding="utf-8")
+        return _finish(options, profile)
+
+
+def _supervise() -> int:
+    from ablation.supervise import supervise
+
+    rest = [argument for argument in sys.argv[1:] if argument != "--supervise"]
+    command = [sys.executable, "-m", "ablation", *rest]
+    return supervise(command, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _finish(options: argparse.Namespace, profile: Profile) -> int:
     from ablation.running import Run
 
-    profile = _profile(options)
     planned, trainer = _planned(options, profile)
     ledger = Ledger.open(profile.storage)
     ledger.check_writable()
@@ -168,6 +156,39 @@ def _table(options: argparse.Namespace) -> int:
     standings = Ledger.open(profile.storage).standings(planned.stages)
     _print_table(planned, standings, options.format)
     return _failed(standings)
+
+
+def _why(options: argparse.Namespace) -> int:
+    from ablation.why import story
+
+    profile = _profile(options)
+    planned, _ = _planned(options, profile)
+    found = [cell for cell in planned.cells if options.cell in (cell.label, cell.title)]
+    if not found:
+        names = nearest(options.cell, [cell.title for cell in planned.cells])
+        raise _InputError(f"The study has no cell {options.cell!r}.{names}")
+    ledger = Ledger.open(profile.storage)
+    standings = ledger.standings(planned.stages)
+    attempts = {digest: ledger.stage(digest).attempts() for digest in planned.stages}
+    for cell in found:
+        print("\n".join(story(cell, standings, attempts)))
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from ablation.running import Run
+
+    profile = _profile(options)
+    planned, trainer = _planned(options, profile)
+    console = Console(stderr=True)
+    run = Run(
+        plan=planned,
+        trainer=trainer,
+        ledger=Ledger.open(profile.storage),
+        profile=profile,
+        console=console,
+    )
+    return 0 if run.sync() else 1
 
 
 def _failed(standings: Mapping[str, Standing]) -> int:
@@ -226,3 +247,17 @@ def _trainers(options: argparse.Namespace) -> int:
         ):
             print(f"  {label}: {', '.join(names)}")
     return 0
+
+
+_COMMANDS = {
+    "plan": _plan,
+    "run": _run,
+    "resume": _resume,
+    "status": _status,
+    "table": _table,
+    "why": _why,
+    "sync": _sync,
+    "ui": _ui,
+    "schema": _schema,
+    "trainers": _trainers,
+}

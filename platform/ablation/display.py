@@ -20,10 +20,15 @@ from ablation.plan import Plan
 __all__ = ["Display", "displaying"]
 
 _LINE_EVERY_S = 15.0
+_ENDS = ("finished", "failed", "retried", "interrupted", "busy")
 _WORDS = {
     "begun": "began",
     "resumed": "goes on after step {step} of {total}",
     "progress": "step {step} of {total}{metrics}",
+    "noticed": "saves: {message}",
+    "paused": "waits: {message}",
+    "retried": "failed at step {step} and is tried again: {message}",
+    "busy": "left to others: {message}",
     "finished": "finished{metrics}",
     "failed": "FAILED: {message}",
     "interrupted": "interrupted at step {step} of {total}",
@@ -69,7 +74,7 @@ class Display:
                 title = f"{self._titles[event.digest]}: {event.name}"
                 self._tasks[event.digest] = bars.add_task(title, total=event.total or None)
             bars.update(self._tasks[event.digest], total=event.total or None, completed=event.step)
-        elif event.kind in ("finished", "failed", "interrupted") and event.digest in self._tasks:
+        elif event.kind in _ENDS and event.digest in self._tasks:
             bars.remove_task(self._tasks.pop(event.digest))
 
 

@@ -12,7 +12,18 @@ from ablation.journal import Record
 __all__ = ["Event", "EventKind", "Observe"]
 
 EventKind: TypeAlias = Literal[
-    "begun", "resumed", "progress", "committed", "finished", "failed", "interrupted", "skipped"
+    "begun",
+    "resumed",
+    "progress",
+    "committed",
+    "noticed",
+    "paused",
+    "finished",
+    "failed",
+    "retried",
+    "interrupted",
+    "busy",
+    "skipped",
 ]
 
 
@@ -20,7 +31,9 @@ EventKind: TypeAlias = Literal[
 class Event:
     """One thing that happened to the stage `digest`, called `name` in its cell.
 
-    `metrics` are those of the step (`progress`) or the final ones (`finished`). `records` are
+    `message` is why it failed (`retried`: and is tried again), which end was announced
+    (`noticed`), what the storage refuses (`paused`), or who else is at it (`busy`). `metrics` are
+    those of the step (`progress`) or the final ones (`finished`). `records` are
     the journal's records that just became part of the ledger (`committed`, `finished`): each
     record is in exactly one such event unless its writer died right after the commit.
     """

@@ -1,31 +1,46 @@
-"""One stage in whatever process it is called in, and one cell's stages in order.
+"""One stage in whatever process it is called in.
 
 A stage is a loop over the trainer's generator: journal the step, commit a checkpoint now and then,
-tell the observer, look whether to stop. Every worker of a group runs the same loop, from one
-`resume_step` that its driver took from `StageFolder.resume_step` before; the lead alone writes.
+tell the observer, look whether to stop. Every worker of a group runs the same loop from the same
+step; the lead alone holds the stage's lease, decides, and writes.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from tempfile import TemporaryDirectory
-from typing import Any, assert_never
+from typing import Any, TypeAlias, cast
 
-from ablation.cells import Cell, Failed, Finished, Outcome, PlannedStage
+from ablation.cells import Finished, Outcome, PlannedStage
 from ablation.commits import Restored
-from ablation.events import Event, Observe
+from ablation.events import Event, EventKind, Observe
+from ablation.group import ALONE, Group, GroupOverError
+from ablation.lease import Claim, Lease, LostLeaseError, acquire
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
 from ablation.provenance import now_ms, provenance
-from ablation.worker import Lead, Signals, Steps, follow
+from ablation.retries import enough
+from ablation.terms import Terms
+from ablation.worker import Lead, Left, Signals, Steps, follow
 
-__all__ = ["execute", "execute_cell", "never", "run_stages"]
+__all__ = ["Result", "execute", "never", "say_nothing", "tell", "unnoticed"]
+
+Result: TypeAlias = Outcome | Left
+"""What comes of a stage."""
 
 
 def never() -> bool:
-    """The answer to `should_stop` and `save_now` where nobody asks for either."""
+    """The answer to `should_stop` where nobody asks for it."""
     return False
+
+
+def unnoticed() -> str:
+    """The notice where none can come."""
+    return ""
 
 
 def execute(
@@ -35,146 +50,195 @@ def execute(
     ledger: Ledger,
     place: Place,
     observe: Observe,
-    should_stop: Callable[[], bool],
-    lead: bool = True,
-    resume_step: int | None = None,
-    workers: int = 1,
-    checkpoint_every_s: float = 30.0,
-    save_now: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = never,
+    notice: Callable[[], str] = unnoticed,
+    terms: Terms | None = None,
+    group: Group = ALONE,
     origin: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.monotonic,
     now_ms: Callable[[], int] = now_ms,
-) -> Outcome | None:
-    """Bring a stage from where the ledger stands to its end; None where it was stopped.
+) -> Result:
+    """Bring a stage from where the ledger stands to its end, or say why it was left.
 
-    A stage that has ended is not run again. An exception of the trainer ends it as Failed; those
-    of the storage and the observer pass, and so do all of a worker that is not the lead.
-    `resume_step` None is the newest sound checkpoint. `should_stop` is asked at the start, and with
-    `save_now` (commit and go on) after each step, in every worker: both may be collective. Commits
-    come every `checkpoint_every_s` (0: each step), later where they would take a tenth of the time.
+    A stage that has ended is not run again, and one that another process holds is left to it. An
+    exception of the trainer ends an attempt; `retries` says whether another follows. Those of the
+    storage, once `terms.patience_s` is over, and of the observer pass. The lead alone is asked,
+    once at the start and after each step: a new notice is answered by a commit, a stop by a commit
+    and an end.
+
+    Raises GroupOverError in the lead of a group that must end with this stage.
     """
-    if (outcome := ledger.outcome(stage.digest)) is not None:
-        return _ended(stage, outcome, ledger, observe=observe if lead else None)
-    if should_stop():
-        return None
-    signals = Signals(should_stop=should_stop, save_now=save_now)
-    begin = partial(_begin, stage, trainer=trainer, ledger=ledger, place=place, signals=signals)
-    with TemporaryDirectory(prefix="ablation-") as scratch:
-        restored, steps = begin(Path(scratch), resume_step=resume_step)
-        if not lead:
-            return follow(steps, signals)
-        record = partial(Lead, stage=stage, folder=ledger.stage(stage.digest), restored=restored)
-        paced = partial(record, checkpoint_every_s=checkpoint_every_s, clock=clock, now_ms=now_ms)
-        origin = origin or provenance(trainer)
-        return paced(signals=signals, observe=observe).run(steps, workers=workers, origin=origin)
-
-
-def _ended(
-    stage: PlannedStage, outcome: Outcome, ledger: Ledger, *, observe: Observe | None
-) -> Outcome:
-    if observe is not None:
-        ledger.writer(stage.digest).tidy()
-        observe(_skipped(stage, _before(outcome)))
-    return outcome
-
-
-def _begin(
-    stage: PlannedStage,
-    scratch: Path,
-    *,
-    trainer: Trainer,
-    ledger: Ledger,
-    place: Place,
-    signals: Signals,
-    resume_step: int | None,
-) -> tuple[Restored | None, Steps]:
-    """What the stage goes on from, and its steps from there."""
-    restored = ledger.stage(stage.digest).restore(scratch / "resume", step=resume_step)
-    inputs = ledger.artifacts(stage.parent, scratch / "inputs") if stage.parent else None
-    return restored, trainer.stages()[stage.name].run(
-        stage.config,
-        seed=stage.seed,
-        place=place,
-        inputs=inputs,
-        resume=restored.folder if restored else None,
-        should_stop=signals.stopped,
-    )
-
-
-def execute_cell(
-    cell: Cell,
-    *,
-    trainer: Trainer,
-    ledger: Ledger,
-    place: Place,
-    observe: Observe,
-    should_stop: Callable[[], bool],
-    checkpoint_every_s: float = 30.0,
-    origin: Mapping[str, Any] | None = None,
-    clock: Callable[[], float] = time.monotonic,
-    now_ms: Callable[[], int] = now_ms,
-) -> dict[str, Outcome]:
-    """Bring a cell's stages to their ends in this process; outcomes by digest, of those ended."""
-    run = partial(
-        execute,
+    terms = terms or Terms()
+    told = partial(tell, observe, stage) if group.lead else say_nothing
+    work = _Work(
+        stage=stage,
         trainer=trainer,
-        ledger=ledger,
+        ledger=ledger.patient(terms.patience_s, partial(told, "paused")),
         place=place,
+        terms=terms,
+        group=group,
         observe=observe,
-        should_stop=should_stop,
-        checkpoint_every_s=checkpoint_every_s,
-        origin=origin or provenance(trainer),
+        tell=told,
+        signals=Signals(should_stop=should_stop, notice=notice),
+        origin=origin,
         clock=clock,
         now_ms=now_ms,
     )
-    return run_stages(cell, run, ledger=ledger, observe=observe)
+    while (result := work.attempt()) == "failed":
+        pass
+    return result
 
 
-def run_stages(
-    cell: Cell,
-    run: Callable[[PlannedStage], Outcome | None],
-    *,
-    ledger: Ledger,
-    observe: Observe,
-) -> dict[str, Outcome]:
-    """Hand a cell's stages to `run` in order; outcomes by digest, of those that ended.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """One worker at one stage, for as many attempts as it takes."""
 
-    A stage whose parent did not finish is told of as skipped and not run; a stage that was
-    stopped (`run` gives None) is the last one.
-    """
-    outcomes: dict[str, Outcome] = {}
-    for stage in cell:
-        if reason := _missing_parent(stage, cell, outcomes, ledger=ledger):
-            observe(_skipped(stage, reason))
-        elif outcome := run(stage):
-            outcomes[stage.digest] = outcome
-        else:
-            break
-    return outcomes
+    stage: PlannedStage
+    trainer: Trainer
+    ledger: Ledger
+    place: Place
+    terms: Terms
+    group: Group
+    observe: Observe
+    tell: Callable[[EventKind, str], None]
+    signals: Signals
+    origin: Mapping[str, Any] | None
+    clock: Callable[[], float]
+    now_ms: Callable[[], int]
 
+    def attempt(self) -> Result:
+        """Try the stage once, from where the ledger stands."""
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(TemporaryDirectory(prefix="ablation-")))
+            lease: Lease | None = None
+            restored: Restored | None = None
+            result: Result | None = None
+            if self.group.lead:
+                opened = self._open()
+                if isinstance(opened, Lease):
+                    lease = opened
+                    stack.callback(lease.release)
+                    restored = self._restore(scratch, step=None)
+                else:
+                    result = opened
+            # Workers must all do the same from the same step on, so the lead alone looked.
+            told, step = self.group.share((result, restored.step if restored else 0))
+            if told is not None:
+                return result or cast(Result, told)
+            if lease is None:
+                restored = self._copied(scratch, step)
+            self.group.share(None)  # the lead deletes old checkpoints: first all have theirs
+            if lease is None:
+                return self._follow(scratch, restored)
+            return self._lead(lease, restored, scratch)
 
-def _missing_parent(
-    stage: PlannedStage, cell: Cell, outcomes: Mapping[str, Outcome], *, ledger: Ledger
-) -> str:
-    """Why the stage cannot run; empty where it can."""
-    if stage.parent is None:
-        return ""
-    outcome = outcomes.get(stage.parent) or ledger.outcome(stage.parent)
-    name = next((other.name for other in cell if other.digest == stage.parent), stage.parent)
-    match outcome:
-        case Finished():
-            return ""
-        case Failed():
-            return f"not run: {name} failed"
-        case None:
-            return f"not run: {name} has not finished"
-        case _:
-            assert_never(outcome)
+    def _open(self) -> Result | Lease:
+        """The lease of a stage that is to be worked on, or how it stands else."""
+        stage, ledger, folder = self.stage, self.ledger, self.ledger.stage(self.stage.digest)
+        if (outcome := ledger.outcome(stage.digest)) is not None:
+            ledger.writer(stage.digest).tidy()
+            self.tell("skipped", _before(outcome))
+            return outcome
+        if self.signals.should_stop():
+            return "stopped"
+        held = acquire(folder.storage, folder.at("lease"), run=self.terms.run, now_ms=self.now_ms)
+        if isinstance(held, Claim):
+            self.tell("busy", f"another process is at it ({held.process.pid})")
+            return "busy"
+        try:
+            ended = self._bury(held)
+        except BaseException:
+            held.release()
+            raise
+        if ended is None:
+            return held
+        held.release()
+        return ended
+
+    def _bury(self, lease: Lease) -> Outcome | None:
+        """Record how attempts ended that could not; the stage's outcome where that ends it."""
+        folder = self.ledger.stage(self.stage.digest)
+        if (outcome := folder.outcome()) is not None:  # since it was looked at
+            return outcome
+        folder.bury(lease.dead)
+        attempts = folder.attempts()
+        if not attempts or (attempts[-1].run, attempts[-1].ended) != (self.terms.run, "lost"):
+            return None
+        reason = enough(attempts, max_failures=self.terms.max_failures)
+        if reason is None:
+            return None
+        failed = self.ledger.writer(self.stage.digest).fail(f"Lost: {reason}.")
+        self.tell("failed", failed.error)
+        return failed
+
+    def _restore(self, scratch: Path, *, step: int | None) -> Restored | None:
+        return self.ledger.stage(self.stage.digest).restore(scratch / "resume", step=step)
+
+    def _copied(self, scratch: Path, step: int) -> Restored | None:
+        restored = self._restore(scratch, step=step)
+        if restored is None:
+            return None
+        return replace(restored, folder=copytree(restored.folder, scratch / "copied"))
+
+    def _steps(self, scratch: Path, restored: Restored | None, stop: Callable[[], bool]) -> Steps:
+        stage = self.stage
+        inputs = self.ledger.artifacts(stage.parent, scratch / "inputs") if stage.parent else None
+        return self.trainer.stages()[stage.name].run(
+            stage.config,
+            seed=stage.seed,
+            place=self.place,
+            inputs=inputs,
+            resume=restored.folder if restored else None,
+            should_stop=stop,
+        )
+
+    def _follow(self, scratch: Path, restored: Restored | None) -> Result:
+        try:
+            return follow(self._steps(scratch, restored, never))
+        except Exception as error:
+            self.group.blame(error)  # the lead is to hear of it
+            raise
+
+    def _lead(self, lease: Lease, restored: Restored | None, scratch: Path) -> Result:
+        signals = replace(self.signals, stop=False)
+        lead = Lead(
+            stage=self.stage,
+            folder=self.ledger.stage(self.stage.digest),
+            lease=lease,
+            restored=restored,
+            signals=signals,
+            observe=self.observe,
+            pace=self.terms.pace,
+            max_failures=self.terms.max_failures,
+            blame=self.group.blame,
+            clock=self.clock,
+            now_ms=self.now_ms,
+        )
+        result: Result
+        try:
+            result = lead.run(
+                self._steps(scratch, restored, signals.stopped),
+                workers=self.group.workers,
+                run=self.terms.run,
+                queued_ms=self.terms.queued_ms,
+                origin=self.origin or provenance(self.trainer),
+            )
+        except LostLeaseError as error:
+            self.tell("busy", str(error))
+            result = "busy"
+        if self.group.workers > 1 and not isinstance(result, Finished):
+            raise GroupOverError(f"{self.stage.name} was left: {result}")
+        return result
 
 
 def _before(outcome: Outcome) -> str:
     return "finished before" if isinstance(outcome, Finished) else f"failed before: {outcome.error}"
 
 
-def _skipped(stage: PlannedStage, message: str) -> Event:
-    return Event(digest=stage.digest, name=stage.name, kind="skipped", message=message)
+def tell(observe: Observe, stage: PlannedStage, kind: EventKind, message: str) -> None:
+    """Tell an observer of a stage."""
+    observe(Event(digest=stage.digest, name=stage.name, kind=kind, message=message))
+
+
+def say_nothing(*_: object) -> None:
+    """Only the lead of a group speaks."""

@@ -1,75 +1,230 @@
 """Tell the tracker while a study runs, in a thread of its own: it stops and slows nothing.
 
-What the tracker misses is not kept: the ledger has it, and `finish` repairs the mirror from it.
+What the tracker misses is not kept: the ledger has it. After trouble all of the ledger is repeated,
+as often as it takes, and at the end once more.
 """
 
-import queue
+import logging
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from matplotlib.figure import Figure
 
 from ablation.cells import Finished, Standing
 from ablation.events import Event
 from ablation.figure import draw
+from ablation.journal import Record
 from ablation.storage import StorageError
 from ablation.table import Table
-from ablation.tracking import TRACKING_ERRORS, Mirror
 
-__all__ = ["Follower"]
+__all__ = ["Follower", "Tracker"]
+
+_log = logging.getLogger(__name__)
+_MOST_HELD = 10_000
+_STAGE_S = 1.0
+"""Seconds that a tracker that is well may take for a stage at the end."""
+
+
+class Tracker(Protocol):
+    """Where a study is told of, as `ablation.tracking.Mirror` is; telling twice changes nothing."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        ...
+
+    def open(self) -> None:
+        """Get ready, or ready again; it comes before all else."""
+        ...
+
+    def log(self, digest: str, records: Iterable[Record], /) -> None:
+        """Tell new journal records of a stage."""
+        ...
+
+    def sync(self, standings: Mapping[str, Standing] | None = None, /) -> None:
+        """Tell all that the ledger holds."""
+        ...
+
+    def publish(self, texts: Mapping[str, str], *, figure: Figure) -> None:
+        """Show the study's texts and figure."""
+        ...
+
+    def close(self, *, complete: bool) -> None:
+        """Say that the study is not being run any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What there is to tell at the end."""
+
+    standings: Mapping[str, Standing]
+    texts: Mapping[str, str]
+    figure: Figure
+
+
+@dataclass(slots=True)
+class _News:
+    """Records by stage, to be told; there are so many at most."""
+
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, event: Event) -> bool:
+        """Keep an event's records; False where too many wait already."""
+        if self.count > _MOST_HELD:
+            return False
+        self.records.setdefault(event.digest, []).extend(event.records)
+        self.count += len(event.records)
+        return True
 
 
 class Follower:
-    """An observer that repeats what it hears in a mirror. `warn` is told of the first trouble."""
+    """An observer that repeats what it hears in a tracker. `say` is told of trouble and its end.
 
-    def __init__(self, mirror: Mirror, warn: Callable[[str], None]) -> None:
-        self._mirror = mirror
-        self._warn = warn
-        self._news: queue.Queue[Event | None] = queue.Queue()
-        self._opened = False
-        self._troubled = False
-        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
-        self._thread.start()
+    `pauses_s` are the first and the longest pause before another try, in seconds; each is twice the
+    one before. `patience_s` is how long `finish` waits, and a second more for every stage.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        say: Callable[[str], None],
+        *,
+        pauses_s: tuple[float, float] = (5.0, 300.0),
+        patience_s: float = 60.0,
+    ) -> None:
+        self._tracker, self._say, self._patience_s = tracker, say, patience_s
+        self._first_pause_s, self._longest_pause_s = pauses_s
+        self._pause_s = self._first_pause_s
+        self._changed = threading.Condition()
+        self._news = _News()
+        self._due: float | None = None
+        """When all is to be repeated; None while the tracker has all that was heard."""
+        self._well_since: float | None = None
+        self._end: _End | None = None
+        self._voice = threading.Lock()
+        self._told = False
+        self._whole = False
+        self._done = threading.Event()
+        threading.Thread(target=self._follow, name="mirror", daemon=True).start()
 
     def __call__(self, event: Event) -> None:
         """Take note of an event; returns at once."""
-        if event.records:
-            self._news.put(event)
+        with self._changed:
+            if event.records and self._due is None and self._end is None:
+                if not self._news.add(event):
+                    self._news, self._due = _News(), time.monotonic()
+                self._changed.notify()
 
     def finish(
         self, standings: Mapping[str, Standing], table: Table, texts: Mapping[str, str]
     ) -> bool:
-        """Make the mirror whole, with the study's texts (`table.md` among them); if that worked."""
-        self._news.put(None)
-        self._thread.join()
-        complete = all(isinstance(standing, Finished) for standing in standings.values())
-        return (
-            self._open()
-            and self._try(self._mirror.sync, standings)
-            and self._try(lambda: self._mirror.publish(texts, figure=draw(table)))
-            and self._try(self._mirror.close, complete=complete)
-        )
+        """Make the tracker whole, with the study's texts (`table.md` among them); if that worked.
+
+        A tracker that is too slow for that is left to itself.
+        """
+        figure = draw(table)
+        with self._changed:
+            self._end = _End(standings, texts, figure)
+            self._changed.notify()
+        patience_s = self._patience_s + _STAGE_S * len(standings)
+        if self._done.wait(min(patience_s, threading.TIMEOUT_MAX)):
+            return self._whole
+        self._complain(f"is not up to date after {patience_s:.0f} s")
+        return False
 
     def _follow(self) -> None:
-        self._open()
-        while (event := self._news.get()) is not None:
-            # After trouble every try may take minutes: `finish` makes one, for all.
-            if not self._troubled and self._open():
-                self._try(self._mirror.log, event.digest, event.records)
-
-    def _open(self) -> bool:
-        self._opened = self._opened or self._try(self._mirror.open)
-        return self._opened
-
-    def _try(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> bool:
         try:
-            act(*args, **kwargs)
-        except (*TRACKING_ERRORS, StorageError) as error:
-            if not self._troubled:
-                self._warn(
-                    f"MLflow at {self._mirror.uri} does not answer as it must "
-                    f"({type(error).__name__}: {str(error).splitlines()[0]}). The study goes on, "
-                    f"the ledger holds everything, and the next run repairs MLflow."
-                )
-            self._troubled = True
+            self._try(self._tracker.open)
+            while (news := self._next()) is not None:
+                if news.count:
+                    self._try(partial(self._tell, news))
+                else:
+                    self._afresh(self._tracker.sync)
+            if (end := self._end) is not None:
+                self._whole = self._afresh(partial(self._conclude, end))
+        finally:
+            self._done.set()
+
+    def _next(self) -> _News | None:
+        """News to be told; none of them where all is to be repeated; None at the end."""
+        with self._changed:
+            while self._end is None:
+                if self._due is None and self._news.count:
+                    news, self._news = self._news, _News()
+                    return news
+                left = None if self._due is None else self._due - time.monotonic()
+                if left is not None and left <= 0:
+                    return _News()
+                self._changed.wait(left)
+        return None
+
+    def _tell(self, news: _News) -> None:
+        for digest, records in news.records.items():
+            self._tracker.log(digest, records)
+
+    def _conclude(self, end: _End) -> None:
+        self._tracker.sync(end.standings)
+        self._tracker.publish(end.texts, figure=end.figure)
+        complete = all(isinstance(standing, Finished) for standing in end.standings.values())
+        self._tracker.close(complete=complete)
+
+    def _afresh(self, act: Callable[[], None]) -> bool:
+        """Open again after trouble, and act; what is heard meanwhile is told afterwards."""
+        with self._changed:
+            behind, self._due, self._news = self._due is not None, None, _News()
+        if (behind and not self._try(self._tracker.open)) or not self._try(act):
             return False
+        self._well_since = time.monotonic()
+        with self._voice:
+            if self._told:
+                self._say(f"MLflow at {self._tracker.uri} has caught up with the ledger.")
+            self._told = False
         return True
+
+    def _try(self, act: Callable[[], None]) -> bool:
+        """Whether an act worked, and the tracker keeps up; else all is repeated later."""
+        try:
+            act()
+        # Stores of runs and artifacts raise what their drivers raise, which nobody can list, and
+        # nothing that goes wrong here may touch a study.
+        except Exception as error:
+            _log.debug("The tracker failed.", exc_info=True)
+            self._fall_behind(_words(error))
+            return False
+        with self._changed:
+            keeps_up = self._due is None
+        if not keeps_up:
+            self._fall_behind("does not keep up with the study")
+        return keeps_up
+
+    def _fall_behind(self, how: str) -> None:
+        now = time.monotonic()
+        with self._changed:
+            if self._well_since is not None and now - self._well_since >= self._longest_pause_s:
+                self._pause_s = self._first_pause_s
+            self._well_since = None
+            self._news, self._due = _News(), now + self._pause_s
+            self._pause_s = min(2 * self._pause_s, self._longest_pause_s)
+        self._complain(how)
+
+    def _complain(self, how: str) -> None:
+        with self._voice:
+            if not self._told:
+                self._say(
+                    f"MLflow at {self._tracker.uri} {how}. The study goes on, the ledger holds "
+                    f"everything, and MLflow is tried again; what it lacks in the end, the next "
+                    f"run or `ablation sync` repairs."
+                )
+            self._told = True
+
+
+def _words(error: Exception) -> str:
+    line = next(iter(str(error).splitlines()), "")
+    how = "cannot be told" if isinstance(error, StorageError) else "does not answer as it must"
+    return f"{how} ({type(error).__name__}: {line})"

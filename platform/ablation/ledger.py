@@ -5,11 +5,12 @@ holds text for people and is rewritten at will.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ablation.attempts import Attempt
 from ablation.cells import Outcome, Standing
 from ablation.commits import Restored
 from ablation.identity import NAME, NAME_RULE
@@ -37,6 +38,10 @@ class Ledger:
         Raises StorageError where there can be no storage at that address.
         """
         return cls(Storage.open(uri))
+
+    def patient(self, patience_s: float, say: Callable[[str], None]) -> "Ledger":
+        """The same ledger, which asks a storage that refuses again: see `Storage.patient`."""
+        return Ledger(self.storage.patient(patience_s, say))
 
     def check_writable(self) -> None:
         """Write, read and delete a small file; `ledger.json`, which names the layout, stays.
@@ -73,6 +78,12 @@ class Ledger:
         unique = list(dict.fromkeys(digests))
         with ThreadPoolExecutor(_READERS) as pool:
             return dict(zip(unique, pool.map(self.standing, unique), strict=True))
+
+    def attempts(self, digests: Iterable[str]) -> list[Attempt]:
+        """Every try at stages, stage by stage."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(lambda digest: self.stage(digest).attempts(), dict.fromkeys(digests))
+            return [attempt for attempts in found for attempt in attempts]
 
     def journal(self, digest: str) -> tuple[Record, ...]:
         """The committed record of a stage: each step once, in order."""

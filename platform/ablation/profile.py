@@ -16,9 +16,19 @@ from ablation.settings import Fault, flatten, settle, unknown
 from ablation.storage import Storage
 from ablation.yamlfile import read
 
-__all__ = ["Profile", "load_profile", "parse_data"]
+__all__ = ["Profile", "load_profile", "parse_data", "workers_of"]
 
-_NUMBERS = ("workers", "cpus_per_worker", "gpus_per_worker", "concurrency", "loaders")
+_LEAST = {
+    "workers": 1,
+    "cpus_per_worker": 1,
+    "gpus_per_worker": 0,
+    "concurrency": 1,
+    "loaders": 0,
+    "checkpoint_every_s": 0.01,
+    "max_failures": 0,
+    "patience_s": 0,
+    "grace_s": 0,
+}
 
 
 class _ProfileError(ValueError):
@@ -32,32 +42,36 @@ class Profile:
     """A place to run: the Ray cluster at `address` (`local`: one of its own), and storage.
 
     `storage` is a folder or a URI, `tracking` an MLflow URI (None: a SQLite file of its own),
-    `data` says where data sets lie. The other fields are those of Layout, and `loaders`, the
-    loader processes of a worker.
+    `data` says where data sets lie, `loaders` is the number of loader processes of a worker.
+    Checkpoints are `checkpoint_every_s` seconds apart, or where that is a pair, as far as it pays
+    between those bounds. `max_failures` and `patience_s` are those of Terms. The other fields are
+    those of Layout.
     """
 
     address: str = "local"
     storage: str = "ablation-results"
     tracking: str | None = None
     data: dict[str, str] = field(default_factory=dict)
-    workers: int = 1
+    workers: int | tuple[int, int] = 1
     cpus_per_worker: int = 1
     gpus_per_worker: int | None = None
     concurrency: int | None = None
     loaders: int = 0
-    checkpoint_every_s: float = 30.0
+    checkpoint_every_s: float | tuple[float, float] = (5.0, 600.0)
+    max_failures: int = 1
+    patience_s: float = 3600.0
+    notice: str | None = None
+    grace_s: float = 25.0
 
     def __post_init__(self) -> None:
-        least = {"loaders": 0, "gpus_per_worker": 0}
-        values = {name: getattr(self, name) for name in _NUMBERS}
-        problems = [
-            (name, f"must be at least {least.get(name, 1)}, got {value}.")
-            for name, value in values.items()
-            if value is not None and value < least.get(name, 1)
-        ]
-        if self.checkpoint_every_s <= 0:
-            sentence = f"must be above 0 seconds, got {self.checkpoint_every_s:g}."
-            problems.append(("checkpoint_every_s", sentence))
+        problems: list[tuple[str, str]] = []
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            ends = value if isinstance(value, tuple) else (value, value)
+            if value is not None and ends[0] < least:
+                problems.append((name, f"must be at least {least:g}, got {ends[0]:g}."))
+            elif value is not None and ends[0] > ends[1]:
+                problems.append((name, f"must rise, got {list(ends)}."))
         if problems:
             raise _ProfileError(problems)
 
@@ -65,6 +79,12 @@ class Profile:
     def layout(self) -> Layout:
         """How cells are spread."""
         return Layout(**{part.name: getattr(self, part.name) for part in fields(Layout)})
+
+    @property
+    def bounds_s(self) -> tuple[float, float]:
+        """The shortest and the longest time between checkpoints, in seconds."""
+        every = self.checkpoint_every_s
+        return every if isinstance(every, tuple) else (every, every)
 
     @property
     def place(self) -> Place:
@@ -151,10 +171,20 @@ def _typed(kind: Any, name: str, text: str) -> Any:
         return parse_data(text.split(","), source="ABLATION_DATA")
     if kind in (str, str | None):
         return text
+    return _numbers(text, float if kind in (float, float | tuple[float, float]) else int)
+
+
+def workers_of(text: str) -> Any:
+    """A number of workers, or a pair of bounds, from `2` or `1..4`; other text stays text."""
+    return _numbers(text, int)
+
+
+def _numbers(text: str, number: type[int | float]) -> Any:
     try:
-        return float(text) if kind is float else int(text)
+        parts = [number(part) for part in text.split("..")]
     except ValueError:
         return text
+    return parts[0] if len(parts) == 1 else parts
 
 
 def _over(profile: Profile, values: Mapping[str, Any], *, where: str) -> Profile:

@@ -36,7 +36,10 @@ class Progress(Protocol):
     """One step done: `step` of `total`, its metrics (empty at most steps), and how to save it.
 
     `save(folder)` writes all that is needed to go on after this step into an empty folder. Every
-    worker holds the same state, so one of them saves for all.
+    worker holds the same state, so one of them saves for all. `trace()` gives digests, by name, of
+    the state after this step and of what the step was taken on, so that an interrupted run can be
+    compared with one that was not; it costs nothing unless it is called. Both are called before
+    the next step begins.
     """
 
     @property
@@ -47,6 +50,8 @@ class Progress(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     @property
     def save(self) -> Callable[[Path], None]: ...
+    @property
+    def trace(self) -> Callable[[], Mapping[str, str]]: ...
 
 
 class Result(Protocol):
@@ -62,11 +67,7 @@ class Result(Protocol):
 
 
 class Stage(Protocol):
-    """One kind of work: its configuration type (a frozen dataclass) and a generator that does it.
-
-    `run` yields after every step and returns its result, or None where `should_stop` ended it.
-    `resume` is a folder that an earlier `save` wrote, `inputs` what the parent stage exported.
-    """
+    """One kind of work: its configuration type, a frozen dataclass, and what does it."""
 
     @property
     def kind(self) -> Kind: ...
@@ -82,7 +83,14 @@ class Stage(Protocol):
         inputs: Path | None,
         resume: Path | None,
         should_stop: Callable[[], bool],
-    ) -> Generator[Progress, None, Result | None]: ...
+    ) -> Generator[Progress, None, Result | None]:
+        """Yield after every step; return the result, or None where `should_stop` ended it.
+
+        `resume` is a folder that an earlier `save` wrote, `inputs` what the parent stage exported.
+        Exceptions end an attempt, and another may follow. A class of exceptions that no other try
+        can change, such as those of bad input, says so by a class attribute: `retry = False`.
+        """
+        ...
 
 
 class Trainer(Protocol):

@@ -4,6 +4,7 @@ Conducts only: the executors run stages, the ledger holds what came of it, the m
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,21 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
 
-from ablation.cells import Cell, Failed, Finished, Standing
+from ablation.cells import Cell, Standing
 from ablation.display import displaying
 from ablation.events import Event, Observe
-from ablation.execute import never
+from ablation.interrupts import stoppable
 from ablation.ledger import Ledger
+from ablation.notice import Watch, announced
+from ablation.pace import Pace, time_between_interruptions
 from ablation.plan import Plan
 from ablation.profile import Profile
 from ablation.protocol import Trainer
+from ablation.provenance import now_ms
 from ablation.render import to_csv, to_markdown
 from ablation.storage import StorageError
 from ablation.table import tabulate
+from ablation.terms import Terms
 
 if TYPE_CHECKING:
     from ablation.follow import Follower
@@ -32,8 +37,9 @@ __all__ = ["Run"]
 
 _MIRRORED = "mirrored.txt"
 
-Execute: TypeAlias = Callable[[Sequence[Cell], Observe], dict[str, str]]
-"""Brings cells to their ends; says why some were lost, by the digest of their first stage."""
+Execute: TypeAlias = Callable[[Sequence[Cell], Observe, Callable[[], bool]], dict[str, str]]
+"""Brings cells to their ends, or as far as they come before a stop; says why some were lost, by
+the digest of their first stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,7 @@ class Run:
         Raises PlaceError before anything is written.
         """
         standings = self.ledger.standings(self.plan.stages)
-        todo = [cell for cell in self.plan.cells if not _all_finished(cell, standings)]
+        todo = [cell for cell in self.plan.cells if not cell.finished(standings)]
         lost: dict[str, str] = {}
         if todo:
             with self._executor() as execute:
@@ -66,9 +72,7 @@ class Run:
             if not self._is_mirrored():
                 self._conclude(self._follower(), standings)
         self._say_where()
-        unended = {
-            cell.stages[0].digest: cell.title for cell in todo if not _ended(cell, standings)
-        }
+        unended = {cell.stages[0].digest: cell.title for cell in todo if not cell.ended(standings)}
         unseen = f"its stages are not in the ledger; do all nodes see {self.ledger.storage.uri}?"
         return standings, {title: lost.get(digest, unseen) for digest, title in unended.items()}
 
@@ -77,7 +81,10 @@ class Run:
         plan, ledger = self.plan, self.ledger
         for digest in plan.stages:
             ledger.clear_failure(digest)
-        ledger.write_study(plan.study.name, {"study.yaml": plan.study.document.text})
+        place = json.dumps({name: str(at) for name, at in self.profile.place.data.items()})
+        ledger.write_study(
+            plan.study.name, {"study.yaml": plan.study.document.text, "place.json": place}
+        )
         done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
         follower = self._follower()
         with displaying(plan, done, self.console) as display:
@@ -86,7 +93,10 @@ class Run:
                 display(event)
                 follower(event)
 
-            lost = execute(todo, observe)
+            with stoppable(self.profile.grace_s, self._say) as stop_asked:
+                lost = execute(todo, observe, stop_asked)
+                if stop_asked():
+                    raise KeyboardInterrupt
         self._conclude(follower, ledger.standings(plan.stages))
         return lost
 
@@ -100,7 +110,9 @@ class Run:
 
         with connected(self.profile.layout) as layout:
 
-            def execute(cells: Sequence[Cell], observe: Observe) -> dict[str, str]:
+            def execute(
+                cells: Sequence[Cell], observe: Observe, stop_asked: Callable[[], bool]
+            ) -> dict[str, str]:
                 return run_cluster(
                     cells,
                     trainer=self.trainer,
@@ -108,26 +120,46 @@ class Run:
                     place=self.profile.place,
                     layout=layout,
                     observe=observe,
+                    stop_asked=stop_asked,
+                    terms=self._terms(),
                 )
 
             yield execute
 
-    def _run_inline(self, cells: Sequence[Cell], observe: Observe) -> dict[str, str]:
+    def _run_inline(
+        self, cells: Sequence[Cell], observe: Observe, stop_asked: Callable[[], bool]
+    ) -> dict[str, str]:
         from ablation.executors.inline import run_inline
 
         try:
-            run_inline(
-                cells,
-                trainer=self.trainer,
-                ledger=self.ledger,
-                place=self.profile.place,
-                observe=observe,
-                should_stop=never,
-                checkpoint_every_s=self.profile.checkpoint_every_s,
-            )
+            with Watch(partial(announced, self.profile.notice or "")) as notice:
+                run_inline(
+                    cells,
+                    trainer=self.trainer,
+                    ledger=self.ledger,
+                    place=self.profile.place,
+                    observe=observe,
+                    should_stop=stop_asked,
+                    notice=notice,
+                    terms=self._terms(),
+                )
         except StorageError as error:  # for the cells that it kept from their ends
             return {cell.stages[0].digest: str(error) for cell in cells}
         return {}
+
+    def _terms(self) -> Terms:
+        profile = self.profile
+        least_s, most_s = profile.bounds_s
+        between_s = time_between_interruptions(self.ledger.attempts(self.plan.stages))
+        return Terms(
+            queued_ms=now_ms(),
+            pace=Pace(least_s=least_s, most_s=most_s, between_s=between_s),
+            max_failures=profile.max_failures,
+            patience_s=profile.patience_s,
+        )
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _follower(self) -> "Follower":
         from ablation.follow import Follower
@@ -135,7 +167,12 @@ class Run:
 
         uri, artifacts = self.profile.mlflow
         mirror = Mirror(plan=self.plan, ledger=self.ledger, uri=uri, artifacts=artifacts)
-        return Follower(mirror, partial(self.console.print, markup=False, soft_wrap=True))
+        return Follower(mirror, self._say)
+
+    def sync(self) -> bool:
+        """Repeat in the mirror what the ledger holds; whether that worked."""
+        self._conclude(self._follower(), self.ledger.standings(self.plan.stages))
+        return self._is_mirrored()
 
     def _conclude(self, follower: "Follower", standings: Mapping[str, Standing]) -> None:
         """Write the tables, then mirror them: the ledger comes first."""
@@ -161,13 +198,4 @@ class Run:
 
     def _say_where(self) -> None:
         for name, at in (("Ledger", self.ledger.storage.uri), ("MLflow", self.profile.mlflow[0])):
-            self.console.print(f"{name}: {at}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _all_finished(cell: Cell, standings: Mapping[str, Standing]) -> bool:
-    return all(isinstance(standings[stage.digest], Finished) for stage in cell)
-
-
-def _ended(cell: Cell, standings: Mapping[str, Standing]) -> bool:
-    failed = any(isinstance(standings[stage.digest], Failed) for stage in cell)
-    return failed or _all_finished(cell, standings)
+            self._say(f"{name}: {at}")

@@ -7,17 +7,18 @@ What is committed is decided by the commit objects alone (`checkpoints/<step>-<w
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation.attempts import Attempt, Ended
+from ablation.attempts import Attempt, Cause, Ended
 from ablation.cells import Begun, Failed, Finished, Outcome, PlannedStage, Standing, Waiting
+from ablation.claims import Claim, claims_at
 from ablation.commits import Commit, Ending, Restored, Segment
 from ablation.identity import canonical
 from ablation.journal import Record, parse_lines
-from ablation.manifest import DamageError, Manifest, compare, fetch, verify
+from ablation.manifest import DamageError, Manifest, compare, fetch
 from ablation.storage import Storage, StorageError, Stored, stored_of
 
 __all__ = ["StageFolder"]
@@ -56,7 +57,14 @@ class StageFolder:
         return None if content is None else dict(json.loads(content))
 
     def begin_attempt(
-        self, *, time_ms: int, from_step: int, workers: int, provenance: Mapping[str, Any]
+        self,
+        *,
+        time_ms: int,
+        from_step: int,
+        workers: int = 1,
+        run: str = "",
+        queued_ms: int | None = None,
+        provenance: Mapping[str, Any],
     ) -> Attempt:
         """Record that a try began."""
         attempt = Attempt(
@@ -64,27 +72,54 @@ class StageFolder:
             begun_ms=time_ms,
             from_step=from_step,
             workers=workers,
+            run=run,
+            queued_ms=queued_ms,
             provenance=provenance,
         )
-        self.storage.write(
-            self.at(f"attempts/{attempt.number}.json"), attempt.to_bytes(), durable=False
-        )
+        self._write_attempt(attempt)
         return attempt
 
     def end_attempt(
-        self, attempt: Attempt, how: Ended, *, time_ms: int, step: int, error: str = ""
+        self,
+        attempt: Attempt,
+        how: Ended,
+        *,
+        time_ms: int | None,
+        step: int | None,
+        cause: Cause | None = None,
+        error: str = "",
     ) -> None:
         """Record how a try ended."""
-        attempt = replace(attempt, ended_ms=time_ms, ended=how, step=step, error=error)
-        self.storage.write(
-            self.at(f"attempts/{attempt.number}.json"), attempt.to_bytes(), durable=False
+        self._write_attempt(
+            replace(attempt, ended_ms=time_ms, ended=how, step=step, cause=cause, error=error)
         )
 
+    def bury(self, dead: Iterable[Claim]) -> None:
+        """Record the end of tries that said none, by what their processes last claimed.
+
+        Only for the holder of the stage's lease: nobody else is at work then.
+        """
+        last = {claim.attempt: claim for claim in dead}
+        for attempt in self.attempts():
+            if attempt.ended is None:
+                claim = last.get(attempt.number)
+                self.end_attempt(
+                    attempt,
+                    "preempted" if claim and claim.notice else "lost",
+                    time_ms=claim.now_ms if claim else None,
+                    step=max(claim.step, attempt.from_step) if claim else None,
+                    error=claim.notice if claim else "",
+                )
+
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every try, the first one first."""
+        """Every try, the first one first; one whose record is damaged says only its number."""
         numbers = self._attempt_numbers()
         contents = (self.storage.read(self.at(f"attempts/{number}.json")) for number in numbers)
-        return tuple(Attempt.parse(content) for content in contents if content is not None)
+        return tuple(
+            _attempt(number, content)
+            for number, content in zip(numbers, contents, strict=True)
+            if content is not None
+        )
 
     def ending(self) -> Ending | None:
         """The outcome with its manifests, None where the stage has none (or a damaged one)."""
@@ -106,6 +141,15 @@ class StageFolder:
             return outcome
         newest = next(self.commits(), None)
         return Waiting() if newest is None else Begun(newest.step, newest.total)
+
+    def evidence(self) -> tuple[bool, int]:
+        """What changes whenever a worker gets to do anything: has it ended, and how many tries."""
+        return self.outcome() is not None, len(self._attempt_numbers())
+
+    def claimed(self) -> bool:
+        """Whether some process says that it is at work here; it may be dead."""
+        claims = claims_at(self.storage, self.at("lease")).values()
+        return any(not claim.over for claim in claims)
 
     def journal(self) -> tuple[Record, ...]:
         """The committed record: each step once, in order.
@@ -138,21 +182,9 @@ class StageFolder:
         if step:
             raise StorageError(
                 f"{self._name('checkpoints')} must hold a sound checkpoint of step {step}, got "
-                f"none. Start the stage again, from `resume_step` of now."
+                f"none. Start the stage again."
             )
         return None
-
-    def resume_step(self) -> int:
-        """Step of the newest committed state that is sound, read where it lies; 0 without one."""
-        for commit in self.commits():
-            try:
-                verify(self.storage, self.at("journal"), commit.journal)
-                verify(self.storage, self._checkpoint(commit), commit.files)
-            except DamageError as error:
-                self._warn(commit.step, error)
-            else:
-                return commit.step
-        return 0
 
     def artifacts(self, into: Path) -> Path:
         """A local folder with what a finished stage exported, verified: to be read only.
@@ -221,6 +253,10 @@ class StageFolder:
     def _checkpoint(self, commit: Commit) -> str:
         return self.at(f"checkpoints/{commit.name}")
 
+    def _write_attempt(self, attempt: Attempt) -> None:
+        path = self.at(f"attempts/{attempt.number}.json")
+        self.storage.write(path, attempt.to_bytes(), durable=False)
+
     def _attempt_numbers(self) -> list[int]:
         return sorted(_numbers(self.storage.names(self.at("attempts"))))
 
@@ -238,6 +274,13 @@ class StageFolder:
 
 def _records(segments: tuple[Segment, ...]) -> tuple[Record, ...]:
     return tuple(record for segment in segments for record in segment.records)
+
+
+def _attempt(number: int, content: bytes) -> Attempt:
+    try:
+        return Attempt.parse(content)
+    except (ValueError, TypeError, AttributeError):
+        return Attempt(number=number, begun_ms=0, from_step=0)
 
 
 def _numbers(names: list[str]) -> list[int]:

@@ -11,7 +11,7 @@ journal of one that still lives, that one writes it again from memory.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ablation.cells import Failed, Finished
@@ -24,6 +24,10 @@ from ablation.storage import StorageError
 __all__ = ["StageWriter"]
 
 _PARTS = ("checkpoints", "journal", "artifacts")
+
+
+def _unguarded() -> None:
+    """Nobody else can write."""
 
 
 class StageWriter:
@@ -46,10 +50,19 @@ class StageWriter:
         self.step = after.step if after else 0
         """The last committed step."""
 
-    def commit(self, step: int, total: int, *, folder: Path, records: Sequence[Record]) -> None:
+    def commit(
+        self,
+        step: int,
+        total: int,
+        *,
+        folder: Path,
+        records: Sequence[Record],
+        guard: Callable[[], None] = _unguarded,
+    ) -> None:
         """Make the state saved in `folder` and the records since the last commit permanent.
 
-        The checkpoint before stays, as the one to fall back on; older ones go.
+        The checkpoint before stays, as the one to fall back on; older ones go. `guard` is called
+        last of all before the commit object is written; what it raises keeps it from that.
         """
         assert step > self.step, (step, self.step)
         name = f"{step}-{self._name}"
@@ -58,21 +71,29 @@ class StageWriter:
         segments = self._with_records(records)
         journal = manifest_of(segments)
         commit = Commit(name=name, step=step, total=total, files=manifest, journal=journal)
+        guard()
         self._storage.write(self._at(f"checkpoints/{name}.json"), commit.to_bytes())
         before, self.step = self.step, step
         self._records, self._segments = (), segments
         self._prune(before)
 
     def finish(
-        self, metrics: Mapping[str, float], *, export: Path, records: Sequence[Record]
+        self,
+        metrics: Mapping[str, float],
+        *,
+        export: Path,
+        records: Sequence[Record],
+        guard: Callable[[], None] = _unguarded,
     ) -> Finished:
         """End the stage well and for good, with the files in `export` as its artifacts.
 
-        Where another writer did so with the same metrics, its end stands.
+        Where another writer did so with the same metrics, its end stands. `guard` is called last
+        of all before the outcome is written.
         """
         finished = Finished(dict(metrics))
         if not self._finished_by_another(finished):
             ending = self._prepare(finished, export, records)
+            guard()
             if not self._finished_by_another(finished):
                 self._storage.write(self._at("outcome.json"), ending.to_bytes())
         self.tidy()

@@ -7,18 +7,22 @@ by renaming a finished one, and its bytes are on the disk before its name is.
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow import fs as arrow_fs
 
+from ablation.patience import IMPATIENT, Patience
+
 __all__ = ["Storage", "StorageError", "Stored", "stored_of"]
 
 _CHUNK = 4 * 2**20  # bytes
+
+_T = TypeVar("_T")
 
 
 class StorageError(Exception):
@@ -51,6 +55,7 @@ class Storage:
     uri: str
     """How people call it; holds no password."""
     local: Path | None = None
+    patience: Patience = field(default=IMPATIENT, repr=False, compare=False)
 
     @classmethod
     def open(cls, uri: str | Path) -> "Storage":
@@ -90,67 +95,90 @@ class Storage:
                 f"Choose another folder or bucket, or get permission to write to this one."
             ) from error
 
+    def patient(self, patience_s: float, say: Callable[[str], None]) -> "Storage":
+        """The same folder; where it refuses, it is asked again for so many seconds.
+
+        `say` is told of each wait's reason, and once more when the storage does its part again.
+        """
+        return replace(self, patience=Patience(patience_s, say))
+
     def read(self, path: str) -> bytes | None:
         """The content of a small file, None where there is no such file."""
-        with self._asked("read", path):
+
+        def act() -> bytes | None:
             try:
                 with self.files.open_input_stream(self._full(path)) as stream:
                     content: bytes = stream.read()
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return content
+            return content
+
+        return self._ask("read", path, act)
 
     def write(self, path: str, content: bytes, *, durable: bool = True) -> Stored:
         """Replace a small file by `content` at once: a reader sees the old file or the new one.
 
         What is not `durable` may be lost where the machine loses its power.
         """
-        at = path if self.local is None else f"{path}.{secrets.token_hex(4)}.tmp"
-        with self._asked("write", path):
-            with self._sink(at) as stream:
-                stream.write(content)
-            if at != path:
-                if durable:
-                    self._settle(at)
-                self.files.move(self._full(at), self._full(path))
-        if self.read(path) != content:
-            raise StorageError(f"{self._name(path)} must hold what was written, got other bytes.")
-        return stored_of(content)
+
+        def act() -> Stored:
+            at = path if self.local is None else f"{path}.{secrets.token_hex(4)}.tmp"
+            with self._leaving_nothing(at, path):
+                with self._sink(at) as stream:
+                    stream.write(content)
+                if at != path:
+                    if durable:
+                        self._settle(at)
+                    self.files.move(self._full(at), self._full(path))
+            with self.files.open_input_stream(self._full(path)) as stream:
+                if stream.read() != content:
+                    raise OSError("it holds other bytes than were written")
+            return stored_of(content)
+
+        return self._ask("write", path, act)
 
     def upload(self, source: Path, path: str) -> Stored:
         """Copy a local file of any size, hashed on the way; not atomic."""
-        with self._asked("write", path):
+
+        def act() -> Stored:
             with source.open("rb") as stream, self._sink(path) as sink:
                 stored = _copy(stream, sink)
             self._settle(path)
             size = self.files.get_file_info(self._full(path)).size
-        if size != stored.size:
-            raise StorageError(
-                f"{self._name(path)} must hold the {stored.size} bytes that were written, "
-                f"got {size}."
-            )
-        return stored
+            if size != stored.size:
+                raise OSError(f"it holds {size} bytes of the {stored.size} that were written")
+            return stored
+
+        return self._ask("write", path, act)
 
     def download(self, path: str, target: Path) -> Stored | None:
         """Copy a file to a local one, hashed on the way; None where there is no such file."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as sink:
-            return self._drain(path, sink)
+
+        def act() -> Stored | None:
+            with target.open("wb") as sink:
+                return self._drain(path, sink)
+
+        return self._ask("read", path, act)
 
     def measure(self, path: str) -> Stored | None:
         """Size and checksum of a file as it lies there; None where there is no such file."""
-        return self._drain(path, None)
+        return self._ask("read", path, lambda: self._drain(path, None))
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
         selector = arrow_fs.FileSelector(self._full(path), allow_not_found=True)
-        with self._asked("list", path):
-            return sorted(info.base_name for info in self.files.get_file_info(selector))
+        return self._ask(
+            "list",
+            path,
+            lambda: sorted(info.base_name for info in self.files.get_file_info(selector)),
+        )
 
     def remove(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing to delete is no error."""
         full = self._full(path)
-        with self._asked("delete", path):
+
+        def act() -> None:
             try:
                 if self.files.get_file_info(full).type == arrow_fs.FileType.Directory:
                     self.files.delete_dir(full)
@@ -162,13 +190,14 @@ class Storage:
                 if self.files.get_file_info(full).type != arrow_fs.FileType.NotFound:
                     raise
 
+        self._ask("delete", path, act)
+
     def _drain(self, path: str, sink: BinaryIO | None) -> Stored | None:
-        with self._asked("read", path):
-            try:
-                with self.files.open_input_stream(self._full(path)) as stream:
-                    return _copy(stream, sink)
-            except FileNotFoundError:
-                return None
+        try:
+            with self.files.open_input_stream(self._full(path)) as stream:
+                return _copy(stream, sink)
+        except FileNotFoundError:
+            return None
 
     def _sink(self, path: str) -> Any:
         full = self._full(path)
@@ -191,11 +220,28 @@ class Storage:
         return f"{self.uri.rstrip('/')}/{path}"
 
     @contextmanager
-    def _asked(self, verb: str, path: str) -> Iterator[None]:
+    def _leaving_nothing(self, at: str, path: str) -> Iterator[None]:
+        """Where a write by way of the file `at` fails, that file goes: a full disk has no room."""
         try:
             yield
-        except OSError as error:
-            raise StorageError(f"Could not {verb} {self._name(path)}: {_line(error)}.") from error
+        except BaseException:
+            if at != path:
+                with suppress(OSError):
+                    self.files.delete_file(self._full(at))
+            raise
+
+    def _ask(self, verb: str, path: str, act: Callable[[], _T]) -> _T:
+        waits = self.patience.waits()
+        while True:
+            try:
+                done = act()
+            except OSError as error:
+                refusal = f"Could not {verb} {self._name(path)}: {_line(error)}."
+                if not waits.wait(refusal):
+                    raise StorageError(refusal) from error
+            else:
+                waits.over()
+                return done
 
 
 def _copy(stream: Any, sink: Any) -> Stored:

@@ -17,7 +17,9 @@ from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Waiting
 from ablation.events import Event, Observe
 from ablation.identity import digest
 from ablation.ledger import Ledger
+from ablation.pace import Pace
 from ablation.protocol import Place, Trainer
+from ablation.terms import Terms
 from ablation.toy import Toy, ToyMask, ToyNoise, ToyScore, ToyTrainer
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "ToyScore",
     "ToyTrainer",
     "ignore",
+    "paced",
     "planned",
     "stop_after",
     "toy_cell",
@@ -49,7 +52,7 @@ class Executor(Protocol):
         place: Place,
         observe: Observe,
         should_stop: Callable[[], bool],
-        checkpoint_every_s: float,
+        terms: Terms,
     ) -> None:
         """Bring the cells to their ends, or as far as they come before a stop."""
         ...
@@ -64,6 +67,12 @@ class StopFile:
     def __call__(self) -> bool:
         """Whether the file is there."""
         return self.path.exists()
+
+
+def paced(every_s: float, *, max_failures: int = 0, run: str = "test") -> Terms:
+    """Terms with a fixed time between checkpoints (0: one at each step)."""
+    pace = Pace(least_s=every_s, most_s=every_s)
+    return Terms(run=run, pace=pace, max_failures=max_failures)
 
 
 def stop_after(steps: int) -> Callable[[], bool]:
@@ -209,7 +218,7 @@ def _run(executor: Executor, cells: Iterable[Cell], folder: Path) -> Ledger:
         place=Place(data={"scratch": scratch}),
         observe=ignore,
         should_stop=StopFile(scratch / "stop"),
-        checkpoint_every_s=0.0,
+        terms=paced(0),
     )
     return ledger
 

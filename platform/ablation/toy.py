@@ -2,7 +2,8 @@
 
 Its numbers depend on configuration, seed and step, as a real method's do, and its state survives
 saving and resuming to the last bit. It can fail, die and stop on demand. Its scratch folder is
-`place.data["scratch"]`, so what it notes there is no part of any identity.
+`place.data["scratch"]`, so what it notes there is no part of any identity; accidents that happen
+once leave a marker in it, and without it they do not happen.
 """
 
 import hashlib
@@ -11,12 +12,22 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from ablation.protocol import Direction, Kind, Place, Stage
 
-__all__ = ["Toy", "ToyMask", "ToyNoise", "ToyProgress", "ToyResult", "ToyScore", "ToyTrainer"]
+__all__ = [
+    "TRAINER",
+    "Toy",
+    "ToyMask",
+    "ToyNoise",
+    "ToyProgress",
+    "ToyResult",
+    "ToyScore",
+    "ToyTrainer",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +42,9 @@ class ToyMask:
 class Toy:
     """The training: `steps` steps of `rate`, metrics at every `log_every`th, and what goes wrong.
 
-    At the given steps (0: never) it fails unless the scratch folder holds `mended`, the process
-    dies if it has not died there before, or `stop` is written to the scratch folder once.
+    At the given steps (0: never) it fails unless the scratch folder holds `mended` (`fail_at`) or
+    only once (`fail_once_at`), runs out of memory, the process dies once (`die_at`) or always
+    (`crash_at`), or `stop` is written to the scratch folder once.
     """
 
     steps: int = 8
@@ -43,7 +55,10 @@ class Toy:
     log_every: int = 1
     sleep_s: float = 0.0
     fail_at: int = 0
+    fail_once_at: int = 0
+    memory_at: int = 0
     die_at: int = 0
+    crash_at: int = 0
     stop_at: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +89,7 @@ class ToyProgress:
     total: int
     metrics: Mapping[str, float]
     save: Callable[[Path], None]
+    trace: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +195,14 @@ def _train(
         weight -= config.rate * (weight - pull * _draw("train", seed, step))
         metrics = {"loss": weight * weight, "weight": weight}
         shown = metrics if step % config.log_every == 0 else {}
-        yield ToyProgress(step, config.steps, shown, _saver(step, weight))
+        trace = partial(_trace, step, weight)
+        yield ToyProgress(step, config.steps, shown, _saver(step, weight), trace)
     return ToyResult({"loss": weight * weight}, _saver(step, weight))
 
 
 def _noise(config: ToyNoise, *, seed: int, **_: object) -> Steps:
     weight = config.scale * _draw("noise", seed, 0)
-    yield ToyProgress(1, 1, {}, _saver(1, weight))
+    yield ToyProgress(1, 1, {}, _saver(1, weight), partial(_trace, 1, weight))
     return ToyResult({}, _saver(1, weight))
 
 
@@ -208,7 +225,8 @@ def _score(
         if step == config.fail_at:
             raise RuntimeError(f"the toy was asked to fail at step {step}")
         total += 1 / (1 + abs(weight - _draw("score", seed, step)))
-        yield ToyProgress(step, config.steps, {}, _saver(step, total))
+        trace = partial(_trace, step, total)
+        yield ToyProgress(step, config.steps, {}, _saver(step, total), trace)
     return ToyResult({"accuracy": total / config.steps}, _saver(step, total))
 
 
@@ -216,6 +234,12 @@ def _accidents(config: Toy, step: int, scratch: Path | None) -> None:
     _log_work(scratch, "train", step)
     if step == config.fail_at and not (scratch and (scratch / "mended").exists()):
         raise RuntimeError(f"the toy was asked to fail at step {step}")
+    if scratch and step == config.fail_once_at and _first(scratch / f"failed-{step}"):
+        raise RuntimeError(f"the toy was asked to fail once, at step {step}")
+    if step == config.memory_at:
+        raise MemoryError(f"the toy was asked to run out of memory at step {step}")
+    if step == config.crash_at:
+        os._exit(17)
     if scratch and step == config.die_at and _first(scratch / f"died-{step}"):
         os._exit(17)
     if scratch and step == config.stop_at and _first(scratch / f"stopped-{step}"):
@@ -256,3 +280,11 @@ def _saver(step: int, weight: float) -> Callable[[Path], None]:
         (folder / "state" / "weight.json").write_text(json.dumps({"step": step, "weight": weight}))
 
     return save
+
+
+def _trace(step: int, weight: float) -> dict[str, str]:
+    values = {"step": str(step), "weight": weight.hex()}
+    return {name: hashlib.sha256(value.encode()).hexdigest()[:16] for name, value in values.items()}
+
+
+TRAINER: Final = ToyTrainer()

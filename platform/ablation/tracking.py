@@ -2,103 +2,114 @@
 
 One experiment a study, one parent run with its tables, one child run a cell, found by tag. The
 mirror only repeats what the ledger holds, with the ledger's own timestamps, so that MLflow drops
-what it already has: writing twice changes nothing.
+what it already has: writing twice changes nothing. Of several runs with one tag, which drivers make
+that begin at once, the oldest is the one.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 from matplotlib.figure import Figure
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.cells import Cell, Finished, PlannedStage, Standing, Waiting
 from ablation.journal import Record
 from ablation.ledger import Ledger
+from ablation.manifest import DamageError
 from ablation.plan import Plan
+from ablation.provenance import now_ms
+from ablation.run_words import params, status, tags
+from ablation.runs_page import VIEW_TAG, page, view
 
 __all__ = ["TRACKING_ERRORS", "Mirror", "pages"]
 
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a tracking store raises that is away, full, broken or without its driver."""
 
-_CELL, _STUDY = "ablation.cell", "ablation.study"
+_log = logging.getLogger(__name__)
+_CELL, _STUDY, _MIRROR = "ablation.cell", "ablation.study", "ablation.mirror"
+_GONE = "(no longer in the study)"
+_ABANDONED_MS = 600_000
 _METRICS_PER_BATCH = 1000  # MLflow's limit
-_PARAMS, _PARAM_LENGTH = 100, 6000  # MLflow's limits; config.json has all of it, whole
-_VIEW = "study"
+_SETTINGS = {
+    # MLflow's own are 7 tries more of 120 s each. A hanging server costs half a minute with these;
+    # whoever follows a study tries again later.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # A server may ask for hours, and the request would sleep for them.
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    # Stdout is for results.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 @dataclass(slots=True)
 class Mirror:
-    """A study's experiment at a tracking URI. Every method may raise TRACKING_ERRORS.
+    """A study's experiment at a tracking URI.
 
-    `artifacts` is the folder of an embedded store's artifacts, None where a server decides.
+    `artifacts` is the folder of an embedded store's artifacts, None where a server decides. Every
+    method may raise TRACKING_ERRORS and what the drivers of artifact stores raise.
     """
 
     plan: Plan
     ledger: Ledger
     uri: str
     artifacts: Path | None = None
+    _name: str = field(init=False, default_factory=lambda: uuid4().hex)
     _client: MlflowClient = field(init=False)
     _experiment: str = field(init=False)
-    _runs: dict[str, str] = field(init=False, default_factory=dict)
-    _parent: str = field(init=False)
+    _runs: dict[str, Run] = field(init=False, default_factory=dict)
+    """The run of every cell, by the digest of its first stage; the study's own by its tag."""
+    _states: dict[str, str] = field(init=False, default_factory=dict)
+    _described: set[tuple[str, str]] = field(init=False, default_factory=set)
+    _heard: set[str] = field(init=False, default_factory=set)
 
     def open(self) -> None:
         """Find or make the experiment, the parent run, and a run for every cell."""
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the next run repairs
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
         self._client = MlflowClient(self.uri)
-        study = self.plan.study
-        self._experiment = self._find_experiment(study.name)
-        known = {
-            run.data.tags.get(_CELL, _STUDY): run.info.run_id
-            for run in self._client.search_runs([self._experiment], max_results=50_000)
-        }
-        self._parent = known.get(_STUDY) or self._begin(
-            f"{study.name} (study)", {_STUDY: study.name}
-        )
-        for cell in self.plan.cells:
-            key = _key(cell)
-            self._runs[key] = known.get(key) or self._begin(cell.title, {_CELL: key})
-            self._describe(self._runs[key], cell)
-        for key in known.keys() - self._runs.keys() - {_STUDY}:
-            self._client.set_tag(known[key], "row", "(no longer in the study)")
-        view = _view(self.plan.study.metrics)
-        self._client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{_VIEW}", view)
+        self._experiment = self._find_experiment(self.plan.study.name)
+        self._settle()
+        state = view(self.plan.study.metrics)
+        self._client.set_experiment_tag(self._experiment, VIEW_TAG, state)
 
     @property
     def page(self) -> str:
         """Path and fragment of the page that compares the study's rows, behind the server's URL."""
-        return _page(self._experiment)
+        return page(self._experiment)
 
     def log(self, digest: str, records: Iterable[Record]) -> None:
         """Repeat journal records of a stage in the runs of all cells that have it."""
+        if digest not in self._heard:  # a driver before this one may have died before it told
+            records = [*self._journal(digest), *records]
         for cell, stage in self._holders(digest):
-            self._log(self._runs[_key(cell)], list(_metrics(stage, records)))
+            run = self._run(cell)
+            if self._states[run] != "RUNNING":
+                self._client.update_run(run, "RUNNING")
+                self._states[run] = "RUNNING"
+            self._log(run, list(dict.fromkeys(_metrics(stage, records))))
+        self._heard.add(digest)
 
-    def sync(self, standings: Mapping[str, Standing]) -> None:
-        """Make every run say what the ledger says, whatever it said before."""
+    def sync(self, standings: Mapping[str, Standing] | None = None) -> None:
+        """Make every run say what the ledger says, whatever it said before.
+
+        `standings` are the ledger's of now where they are not given.
+        """
+        if standings is None:
+            standings = self.ledger.standings(self.plan.stages)
+        self._settle()
         for cell in self.plan.cells:
-            run = self._runs[_key(cell)]
-            stands = [standings[stage.digest] for stage in cell]
-            for stage, standing in zip(cell, stands, strict=True):
-                if isinstance(standing, Waiting):
-                    continue
-                records = list(_metrics(stage, self.ledger.journal(stage.digest)))
-                self._log(run, records)
-                if isinstance(standing, Finished):
-                    told = {metric.key for metric in records}
-                    self._log(run, [m for m in self._final(stage, standing) if m.key not in told])
-            self._conclude(run, cell, stands)
+            self._sync(cell, [standings[stage.digest] for stage in cell])
 
     def publish(self, texts: Mapping[str, str], *, figure: Figure) -> None:
         """Put texts and figure on the parent run, and `table.md` on the experiment's page too."""
@@ -113,81 +124,155 @@ class Mirror:
         """Say that the study is not being run any more."""
         self._client.set_terminated(self._parent, "FINISHED" if complete else "FAILED")
 
+    @property
+    def _parent(self) -> str:
+        return str(self._runs[_STUDY].info.run_id)
+
+    def _run(self, cell: Cell) -> str:
+        return str(self._runs[_key(cell)].info.run_id)
+
     def _find_experiment(self, name: str) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None and experiment.lifecycle_stage == "deleted":
-            self._client.restore_experiment(experiment.experiment_id)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        location = None if self.artifacts is None else (self.artifacts / name).absolute().as_uri()
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+        try:
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                at = self.artifacts
+                location = None if at is None else (at / name).absolute().as_uri()
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return str(self._client.create_experiment(name, location, kind))
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(found.experiment_id)
+        except MlflowException as error:
+            # Another driver may have made it, or brought it back, in this moment.
+            beaten = error.error_code in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+            if not beaten or (found := self._client.get_experiment_by_name(name)) is None:
+                raise
+        return str(found.experiment_id)
 
-    def _begin(self, name: str, tags: Mapping[str, str]) -> str:
-        run = self._client.create_run(self._experiment, run_name=name, tags=dict(tags))
-        return str(run.info.run_id)
+    def _settle(self) -> None:
+        """Find or begin the study's run and every cell's: one each, however many drivers do so."""
+        found, cells = self._find_runs(), {_key(cell): cell for cell in self.plan.cells}
+        if missing := [key for key in (_STUDY, *cells) if key not in found]:
+            made = {key: [self._begin(key, cells.get(key))] for key in missing}
+            found = made | self._find_runs()
+        self._runs = {key: runs[0] for key, runs in found.items()}
+        self._states = {run.info.run_id: run.info.status for run in self._runs.values()}
+        for run in (run for runs in found.values() for run in runs[1:]):
+            abandoned = now_ms() - run.info.start_time > _ABANDONED_MS
+            if abandoned or run.data.tags.get(_MIRROR) == self._name:  # else its driver does it
+                self._client.delete_run(run.info.run_id)
+        for key, run in self._runs.items():
+            if key in cells:
+                self._describe(run, cells[key])
+            elif key != _STUDY and run.data.tags.get("row") != _GONE:
+                self._client.set_tag(run.info.run_id, "row", _GONE)
 
-    def _describe(self, run: str, cell: Cell) -> None:
-        """Say what a cell is; where that was said before, labels and evaluations may be new."""
-        first = cell.stages[0]
-        tags = {
-            "mlflow.parentRunId": self._parent,
-            "row": cell.label,
-            "seed": str(cell.seed),
-            "ledger": f"{self.ledger.storage.uri}/stages/{first.digest}",
+    def _find_runs(self) -> dict[str, list[Run]]:
+        """Runs by the cell they are for, or the study's tag; the oldest first."""
+        found: dict[str, list[Run]] = {}
+        for run in self._client.search_runs([self._experiment], max_results=50_000):
+            if key := run.data.tags.get(_CELL) or (_STUDY in run.data.tags and _STUDY):
+                found.setdefault(key, []).append(run)
+        return {
+            key: sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+            for key, runs in found.items()
         }
-        settings = _flat(asdict(first.config)).items()
-        self._client.update_run(run, name=cell.title)
-        self._client.log_batch(
-            run,
-            params=[Param(path, text[:_PARAM_LENGTH]) for path, text in settings][:_PARAMS],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+
+    def _begin(self, key: str, cell: Cell | None) -> Run:
+        study = self.plan.study.name
+        name = f"{study} (study)" if cell is None else cell.title
+        marks = {_STUDY: study} if cell is None else {_CELL: key}
+        marks |= {_MIRROR: self._name}
+        return self._client.create_run(self._experiment, run_name=name, tags=marks)
+
+    def _describe(self, run: Run, cell: Cell) -> None:
+        """Say what a cell is; where that was said before, labels and evaluations may be new."""
+        if (run.info.run_id, self._parent) in self._described:
+            return
+        try:
+            self._label(run, cell)
+        except MlflowException:  # of a parameter that another driver told in this moment
+            self._label(self._client.get_run(run.info.run_id), cell)
         config = {stage.name: asdict(stage.config) | {"digest": stage.digest} for stage in cell}
-        self._client.log_dict(run, config, "config.json")
+        self._client.log_dict(run.info.run_id, config, "config.json")
+        self._described.add((run.info.run_id, self._parent))
+
+    def _label(self, run: Run, cell: Cell) -> None:
+        # No store changes a parameter, be it from 1 to 1.0.
+        new = [Param(*item) for item in params(cell).items() if item[0] not in run.data.params]
+        labels = tags(cell, parent=self._parent, stages=f"{self.ledger.storage.uri}/stages")
+        self._client.log_batch(
+            run.info.run_id, params=new, tags=[RunTag(*item) for item in labels.items()]
+        )
 
     def _holders(self, digest: str) -> list[tuple[Cell, PlannedStage]]:
         return [
             (cell, stage) for cell in self.plan.cells for stage in cell if stage.digest == digest
         ]
 
-    def _final(self, stage: PlannedStage, standing: Finished) -> list[Metric]:
+    def _sync(self, cell: Cell, stands: Sequence[Standing]) -> None:
+        run, state = self._runs[_key(cell)], status(stands)
+        over = state in ("FINISHED", "FAILED")
+        ended = self._ended_ms(cell) if over else None
+        metrics = [
+            metric
+            for stage, standing in zip(cell, stands, strict=True)
+            if not isinstance(standing, Waiting)
+            for metric in self._told(stage, standing)
+        ]
+        agrees = (run.info.status, run.info.end_time) == (state, ended)
+        if state == "FINISHED" and not agrees and self._strays(run, metrics):
+            # A damaged checkpoint, or a new ledger: MLflow deletes no points, so no run of them.
+            self._client.delete_run(run.info.run_id)
+            run = self._runs[_key(cell)] = self._begin(_key(cell), cell)
+            self._describe(run, cell)
+        self._log(run.info.run_id, metrics)
+        if over:
+            self._client.set_terminated(run.info.run_id, state, end_time=ended)
+        elif self._states.get(run.info.run_id) != state:
+            self._client.update_run(run.info.run_id, state)
+        self._states[run.info.run_id] = state
+
+    def _told(self, stage: PlannedStage, standing: Standing) -> list[Metric]:
+        """All points of a stage: its journal's, and of its final metrics those not among them."""
+        points = list(_metrics(stage, self._journal(stage.digest)))
+        if not isinstance(standing, Finished):
+            return points
         description = self.ledger.stage(stage.digest).description() or {}
         time_ms = description.get("created", {}).get("time_ms", 0)
-        return list(_metrics(stage, [Record(0, time_ms, standing.metrics)]))
+        names = {point.key for point in points}
+        final = _metrics(stage, [Record(0, time_ms, standing.metrics)])
+        return [*points, *(point for point in final if point.key not in names)]
+
+    def _journal(self, digest: str) -> Sequence[Record]:
+        try:
+            return self.ledger.journal(digest)
+        except DamageError as error:
+            _log.warning("MLflow is told nothing of a journal that is damaged: %s", error)
+            return ()
+
+    def _strays(self, run: Run, metrics: Sequence[Metric]) -> bool:
+        """Whether a run has points of the ledger's steps that are not the ledger's points."""
+        times = {(m.key, m.step): m.timestamp for m in metrics}
+        return any(
+            times.get((m.key, m.step), m.timestamp) != m.timestamp
+            for key in run.data.metrics.keys() & {m.key for m in metrics}
+            for m in self._client.get_metric_history(run.info.run_id, key)
+        )
 
     def _log(self, run: str, metrics: Sequence[Metric]) -> None:
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
             self._client.log_batch(run, metrics[start : start + _METRICS_PER_BATCH])
 
-    def _conclude(self, run: str, cell: Cell, stands: Sequence[Standing]) -> None:
-        if all(isinstance(standing, Finished) for standing in stands):
-            status = "FINISHED"
-        elif any(isinstance(standing, Failed) for standing in stands):
-            status = "FAILED"
-        else:
-            status = (
-                "RUNNING" if any(isinstance(s, Begun | Finished) for s in stands) else "SCHEDULED"
-            )
-        if status in ("FINISHED", "FAILED"):
-            attempts = (a for stage in cell for a in self.ledger.stage(stage.digest).attempts())
-            ended = max((attempt.ended_ms or 0 for attempt in attempts), default=0)
-            self._client.set_terminated(run, status, end_time=ended or None)
-        else:
-            self._client.update_run(run, status)
+    def _ended_ms(self, cell: Cell) -> int | None:
+        attempts = self.ledger.attempts(stage.digest for stage in cell)
+        return max((attempt.ended_ms or 0 for attempt in attempts), default=0) or None
 
 
 def pages(uri: str, studies: Iterable[str]) -> dict[str, str]:
     """Pages, as `Mirror.page`, of the studies that a tracking store has."""
     client = MlflowClient(uri)
     found = {study: client.get_experiment_by_name(study) for study in studies}
-    return {study: _page(at.experiment_id) for study, at in found.items() if at is not None}
-
-
-def _page(experiment: str) -> str:
-    return (
-        f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
-    )
+    return {study: page(at.experiment_id) for study, at in found.items() if at is not None}
 
 
 def _key(cell: Cell) -> str:
@@ -198,51 +283,3 @@ def _metrics(stage: PlannedStage, records: Iterable[Record]) -> Iterable[Metric]
     for record in records:
         for name, value in record.metrics.items():
             yield Metric(f"{stage.name}/{name}", value, record.time_ms, record.step)
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
-        else:
-            flat[before + name] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def _view(metrics: Iterable[str]) -> str:
-    """The state of MLflow's runs page: one group a row of the study, its metrics as columns.
-
-    The keys are those that MLflow 3's own "share view" writes.
-    """
-    columns = [f"metrics.`{name}`" for name in metrics]
-    return json.dumps(
-        {
-            "searchFilter": "",
-            "orderByKey": "attributes.start_time",
-            "orderByAsc": True,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": columns,
-            "columnOrder": columns,
-            "groupBy": {
-                "aggregateFunction": "average",
-                "groupByKeys": [{"mode": "tag", "groupByData": "row"}],
-            },
-            "runsExpanded": {},
-            "groupsExpanded": {},
-            "runsPinned": [],
-            "runsHidden": [],
-            "runsHiddenMode": "FIRST_10_RUNS",
-            "viewMaximized": True,
-            "runListHidden": False,
-            "isAccordionReordered": False,
-            "useGroupedValuesInCharts": True,
-            "hideEmptyCharts": True,
-            "globalLineChartConfig": None,
-            "chartsSearchFilter": "",
-            "autoRefreshEnabled": True,
-        }
-    )

@@ -4,26 +4,33 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias, assert_never
+from typing import Any, Literal, TypeAlias
 
-from ablation.attempts import Attempt
+from ablation.attempts import Attempt, Ended
 from ablation.cells import Failed, Finished, Outcome, PlannedStage
 from ablation.commits import Restored
 from ablation.events import Event, EventKind, Observe
 from ablation.journal import Record
+from ablation.lease import Lease
 from ablation.manifest import DamageError
+from ablation.pace import Pace
 from ablation.protocol import Progress, Result
+from ablation.retries import cause_of, enough
+from ablation.saving import Saving
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
 
-__all__ = ["Lead", "Signals", "Steps", "follow"]
+__all__ = ["Lead", "Left", "Signals", "Steps", "follow"]
 
 Steps: TypeAlias = Generator[Progress, None, Result | None]
 """A trainer's stage at work."""
 
-_PATIENCE = 9.0  # a commit of t seconds is followed by 9 t without: at most 10 % of the time
+Left: TypeAlias = Literal["stopped", "failed", "busy"]
+"""Why a stage was left without an outcome: it was asked to stop, it failed and is to be tried
+again, or another process holds it."""
 
 
 class _TrainerError(Exception):
@@ -34,18 +41,21 @@ class _TrainerError(Exception):
 class Signals:
     """What is asked of a running stage; each question is put once after every step.
 
-    The trainer hears of a stop through `stopped`: never before it was looked at here.
+    `notice` is what is known of this machine's coming end, empty while nothing is. The trainer
+    hears of a stop through `stopped`: never before it was looked at here.
     """
 
     should_stop: Callable[[], bool]
-    save_now: Callable[[], bool]
+    notice: Callable[[], str]
     stop: bool = False
+    noticed: str = ""
 
     def look(self) -> bool:
         """Ask; whether the answers call for a commit."""
-        save, stop = self.save_now(), self.should_stop()
-        new, self.stop = stop and not self.stop, stop or self.stop
-        return save or new
+        notice, stop = self.notice(), self.should_stop()
+        new = (stop and not self.stop) or notice not in ("", self.noticed)
+        self.noticed, self.stop = notice or self.noticed, stop or self.stop
+        return new
 
     def stopped(self) -> bool:
         """Whether a stop was asked for."""
@@ -63,13 +73,15 @@ class _Watched:
         self.result = yield from self.steps
 
 
-def follow(steps: Steps, signals: Signals) -> Finished | None:
-    """Do the steps and record nothing; None where the stage was stopped."""
+def follow(steps: Steps) -> Finished:
+    """Do the steps and record nothing."""
     watched = _Watched(steps)
     with closing(steps):
         for _ in watched:
-            signals.look()
-    return None if watched.result is None else Finished(dict(watched.result.metrics))
+            pass
+    if watched.result is None:
+        raise ValueError("A stage must return its result, got None although nothing asked it to.")
+    return Finished(dict(watched.result.metrics))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,10 +90,13 @@ class Lead:
 
     stage: PlannedStage
     folder: StageFolder
+    lease: Lease
     restored: Restored | None
     signals: Signals
     observe: Observe
-    checkpoint_every_s: float
+    pace: Pace
+    max_failures: int
+    blame: Callable[[Exception], Exception]
     clock: Callable[[], float]
     now_ms: Callable[[], int]
     step: int = 0
@@ -89,38 +104,71 @@ class Lead:
     pending: list[Record] = field(default_factory=list)
     """Records that no commit covers yet."""
 
-    def run(self, steps: Steps, *, workers: int, origin: Mapping[str, Any]) -> Outcome | None:
-        """Do the steps and record them, from the attempt's first word to its last."""
+    def run(
+        self,
+        steps: Steps,
+        *,
+        workers: int,
+        run: str,
+        queued_ms: int | None,
+        origin: Mapping[str, Any],
+    ) -> Outcome | Left:
+        """Do the steps and record them, from the attempt's first word to its last.
+
+        Raises LostLeaseError where another process takes the stage over; it then wrote nothing
+        more.
+        """
         if self.restored:
             self.step, self.total = self.restored.step, self.restored.total
         self.folder.describe(self.stage, origin)
         attempt = self.folder.begin_attempt(
-            time_ms=self.now_ms(), from_step=self.step, workers=workers, provenance=origin
+            time_ms=self.now_ms(),
+            from_step=self.step,
+            workers=workers,
+            run=run,
+            queued_ms=queued_ms,
+            provenance=origin,
         )
+        self.lease.say(attempt=attempt.number, step=self.step)
         self._tell("resumed" if self.restored else "begun")
         writer = StageWriter(self.folder, after=self.restored)
-        outcome: Outcome | None = None
         try:
             with closing(steps):
                 result = self._record(steps, writer)
                 outcome = self._end(result, writer, alone=workers == 1)
         except _TrainerError as trouble:
-            outcome = self._fail(writer, trouble)
+            cause = trouble.__cause__
+            assert isinstance(cause, Exception)
+            return self._fail(writer, attempt, self.blame(cause))
         except (KeyboardInterrupt, SystemExit):
-            self._close(attempt, None)
+            self._close(attempt, "interrupted")
             raise
-        self._close(attempt, outcome)
-        return outcome
+        self._close(attempt, "interrupted" if outcome is None else "finished")
+        return outcome or "stopped"
 
     def _record(self, steps: Steps, writer: StageWriter) -> Result | None:
         known = self._known_times()
-        due = self.clock() + self.checkpoint_every_s
+        due = self.clock() + self.pace.interval_s(0.0)
         watched = _Watched(steps)
-        for progress in _blamed(watched):
-            self._note(progress, known)
-            if self.signals.look() or self.clock() >= due:
-                due = self._commit(progress, writer)
+        commit = partial(writer.commit, guard=self.lease.check)
+        with Saving(commit=commit, committed=self._committed) as saving:
+            for progress in _blamed(watched):
+                self._note(progress, known)
+                if self._look() or self.clock() >= due:
+                    due = self._save(progress, saving)
+            saving.wait()
         return watched.result
+
+    def _look(self) -> bool:
+        """Whether something calls for a commit now."""
+        before = self.signals.noticed
+        new = self.signals.look()
+        if self.signals.noticed != before:
+            self.lease.warn(self.signals.noticed)
+            self._tell("noticed", message=self.signals.noticed)
+        if self.lease.lost:
+            self.lease.check()
+        return new
 
     def _note(self, progress: Progress, known: Mapping[int, int]) -> None:
         if progress.step <= self.step:
@@ -129,24 +177,28 @@ class Lead:
                 f"on after the step that it saved in `resume`."
             )
         self.step, self.total = progress.step, progress.total
+        self.lease.say(step=self.step)
         metrics = {name: float(value) for name, value in progress.metrics.items()}
         if metrics:
             time_ms = known.get(self.step) or self.now_ms()
             self.pending.append(Record(self.step, time_ms, metrics))
         self._tell("progress", metrics=metrics)
 
-    def _commit(self, progress: Progress, writer: StageWriter) -> float:
-        """Commit the step; when the next commit is due."""
+    def _save(self, progress: Progress, saving: Saving) -> float:
+        """Save the step; when the next one is due."""
         began = self.clock()
-        with TemporaryDirectory(prefix="ablation-") as folder:
-            _call(progress.save, Path(folder))
-            writer.commit(self.step, self.total, folder=Path(folder), records=self.pending)
-        self._tell("committed", records=self._taken())
+        write, records = partial(_call, progress.save), self._taken()
+        saving.save(self.step, self.total, write=write, records=records)
         ended = self.clock()
-        every = self.checkpoint_every_s
-        return ended + (max(every, _PATIENCE * (ended - began)) if every else 0.0)
+        interval = self.pace.interval_s(ended - began)
+        if not interval:
+            saving.wait()
+        return ended + interval
 
-    def _end(self, result: Result | None, writer: StageWriter, *, alone: bool) -> Outcome | None:
+    def _committed(self, step: int, total: int, records: tuple[Record, ...]) -> None:
+        self._tell("committed", step=step, total=total, records=records)
+
+    def _end(self, result: Result | None, writer: StageWriter, *, alone: bool) -> Finished | None:
         if result is None:
             if alone and not self.signals.stop:
                 raise _TrainerError from ValueError(
@@ -157,28 +209,44 @@ class Lead:
         metrics = {name: float(value) for name, value in result.metrics.items()}
         with TemporaryDirectory(prefix="ablation-") as folder:
             _call(result.export, Path(folder))
-            finished = writer.finish(metrics, export=Path(folder), records=self.pending)
+            finished = writer.finish(
+                metrics, export=Path(folder), records=self.pending, guard=self.lease.check
+            )
         self._tell("finished", metrics=metrics, records=self._taken())
         return finished
 
-    def _fail(self, writer: StageWriter, trouble: _TrainerError) -> Failed:
-        cause = trouble.__cause__
+    def _fail(
+        self, writer: StageWriter, attempt: Attempt, cause: Exception
+    ) -> Failed | Literal["failed"]:
+        """Record a failure; it is the stage's end where the rules say that it was enough."""
+        error = f"{type(cause).__name__}: {cause}"
+        self.lease.check()
+        self._close(attempt, "failed", cause=cause, error=error)
+        reason = enough(self.folder.attempts(), max_failures=self.max_failures)
+        if reason is None:
+            self._tell("retried", message=error)
+            return "failed"
         detail = "".join(traceback.format_exception(cause))
-        failed = writer.fail(f"{type(cause).__name__}: {cause}", detail)
+        failed = writer.fail(f"{error} (not tried again: {reason})", detail)
         self._tell("failed", message=failed.error)
         return failed
 
-    def _close(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        now = self.now_ms()
-        match outcome:
-            case None:
-                self.folder.end_attempt(attempt, "interrupted", time_ms=now, step=self.step)
-            case Finished():
-                self.folder.end_attempt(attempt, "finished", time_ms=now, step=self.step)
-            case Failed(error):
-                self.folder.end_attempt(attempt, "failed", time_ms=now, step=self.step, error=error)
-            case _:
-                assert_never(outcome)
+    def _close(
+        self,
+        attempt: Attempt,
+        how: Ended,
+        *,
+        cause: BaseException | None = None,
+        error: str = "",
+    ) -> None:
+        self.folder.end_attempt(
+            attempt,
+            how,
+            time_ms=self.now_ms(),
+            step=self.step,
+            cause=None if cause is None else cause_of(cause),
+            error=error,
+        )
 
     def _known_times(self) -> dict[int, int]:
         """When steps were measured that are committed, yet to be done again after damage."""
@@ -196,6 +264,8 @@ class Lead:
         self,
         kind: EventKind,
         *,
+        step: int | None = None,
+        total: int | None = None,
         metrics: Mapping[str, float] | None = None,
         records: tuple[Record, ...] = (),
         message: str = "",
@@ -205,8 +275,8 @@ class Lead:
                 digest=self.stage.digest,
                 name=self.stage.name,
                 kind=kind,
-                step=self.step,
-                total=self.total,
+                step=self.step if step is None else step,
+                total=self.total if total is None else total,
                 metrics=metrics or {},
                 records=records,
                 message=message,

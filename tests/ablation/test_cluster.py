@@ -10,7 +10,16 @@ from ablation.executors.cluster import connected, run_cluster
 from ablation.layout import Layout, PlaceError
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
-from ablation.testing import Executor, ExecutorContract, Toy, ToyScore, ToyTrainer, toy_cell
+from ablation.terms import Terms
+from ablation.testing import (
+    Executor,
+    ExecutorContract,
+    Toy,
+    ToyScore,
+    ToyTrainer,
+    paced,
+    toy_cell,
+)
 
 pytestmark = [
     pytest.mark.cluster,
@@ -44,7 +53,7 @@ def _executor(layout: Layout) -> Executor:
         place: Place,
         observe: Observe,
         should_stop: Callable[[], bool],
-        checkpoint_every_s: float,
+        terms: Terms,
     ) -> None:
         run_cluster(
             list(cells),
@@ -54,6 +63,7 @@ def _executor(layout: Layout) -> Executor:
             layout=replace(layout, gpus_per_worker=0),
             observe=observe,
             should_stop=should_stop,
+            terms=terms,
         )
 
     return execute
@@ -97,15 +107,14 @@ def test_connected__settles_the_number_of_gpus():
         assert layout.gpus_per_worker == 0
 
 
-def test_run_cluster__lost_worker_is_told(tmp_path):
+def test_run_cluster__lost_worker_is_replaced(tmp_path):
     dies, lives = toy_cell("dies", Toy(die_at=3)), toy_cell("lives", Toy(), probe=ToyScore())
     lost = _run([dies, lives], tmp_path, Layout())
     ledger = Ledger.open(tmp_path)
-    assert list(lost) == [dies.stages[0].digest]
-    assert ledger.outcome(dies.stages[0].digest) is None
-    assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in lives)
-    assert _run([dies], tmp_path, Layout()) == {}
-    assert isinstance(ledger.outcome(dies.stages[1].digest), Finished)
+    assert lost == {}
+    assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in (*dies, *lives))
+    first, second = ledger.stage(dies.stages[0].digest).attempts()
+    assert (first.ended, second.ended) == ("lost", "finished")
 
 
 def _run(cells, folder, layout, observe=lambda event: None):
@@ -118,4 +127,5 @@ def _run(cells, folder, layout, observe=lambda event: None):
         place=Place(data={"scratch": scratch}),
         layout=replace(layout, gpus_per_worker=0),
         observe=observe,
+        terms=paced(0),
     )

@@ -15,6 +15,7 @@ from ablation.testing import (
     Toy,
     ToyTrainer,
     ignore,
+    paced,
     planned,
     stop_after,
 )
@@ -46,7 +47,7 @@ def run(ledger, stage=STAGE, *, trainer=None, observe=ignore, should_stop=never,
         observe=observe,
         should_stop=should_stop,
         origin={"host": "here"},
-        **{"checkpoint_every_s": 0.0, **options},
+        **{"terms": paced(0), **options},
     )
 
 
@@ -86,7 +87,7 @@ def test_execute__tells_what_happens(ledger, scratch):
 def test_execute__each_record_is_told_once(ledger):
     events = []
     run(ledger, should_stop=stop_after(3), observe=events.append)
-    run(ledger, observe=events.append, checkpoint_every_s=1e9)
+    run(ledger, observe=events.append, terms=paced(1e9))
     told = [record for event in events for record in event.records]
     assert tuple(told) == ledger.journal(STAGE.digest)
     assert events[-1].kind == "finished"
@@ -106,7 +107,6 @@ def test_execute__ended_is_not_run_again(ledger):
     events = []
     assert run(ledger, observe=events.append) == ledger.outcome(STAGE.digest)
     assert run(ledger, bad, observe=events.append) == failed
-    assert run(ledger, lead=False, observe=events.append) == ledger.outcome(STAGE.digest)
     assert [event.kind for event in events] == ["skipped", "skipped"]
     assert events[0].message == "finished before"
     assert events[1].message.startswith("failed before: RuntimeError: the toy was asked to fail")
@@ -114,7 +114,7 @@ def test_execute__ended_is_not_run_again(ledger):
 
 
 def test_execute__stop_before_the_start_does_nothing(ledger):
-    assert run(ledger, should_stop=lambda: True) is None
+    assert run(ledger, should_stop=lambda: True) == "stopped"
     assert ledger.standing(STAGE.digest) == Waiting()
     assert ledger.stage(STAGE.digest).attempts() == ()
 
@@ -122,7 +122,7 @@ def test_execute__stop_before_the_start_does_nothing(ledger):
 def test_execute__stop_commits_the_step_it_was_seen_at(ledger):
     events = []
     stop = stop_after(5)
-    assert run(ledger, should_stop=stop, checkpoint_every_s=1e9, observe=events.append) is None
+    assert run(ledger, should_stop=stop, terms=paced(1e9), observe=events.append) == "stopped"
     assert ledger.standing(STAGE.digest) == Begun(5, 8)
     assert [event.kind for event in events][-2:] == ["committed", "interrupted"]
     run(ledger, observe=events.append)
@@ -135,22 +135,17 @@ def test_execute__stop_commits_the_step_it_was_seen_at(ledger):
 def test_execute__commits_by_time(ledger):
     now = iter(range(1000))
     events = []
-    run(ledger, clock=lambda: next(now), checkpoint_every_s=3.0, observe=events.append)
-    # Each look at the clock takes a second, and so does each commit: the first is due after 3 s,
-    # and after it 9 times what it took pass.
-    assert [event.step for event in events if event.kind == "committed"] == [3]
+    run(ledger, clock=lambda: next(now), terms=paced(3.0), observe=events.append)
+    # Each look at the clock takes a second: at the start, at each step, and two for a commit.
+    assert [event.step for event in events if event.kind == "committed"] == [3, 6]
 
 
-def test_execute__commits_when_asked_and_goes_on(ledger):
-    events = []
-    calls = iter(range(100))
-    run(
-        ledger,
-        save_now=lambda: next(calls) == 3,
-        observe=events.append,
-        checkpoint_every_s=1e9,
-    )
-    assert [event.step for event in events if event.kind == "committed"] == [4]
+def test_execute__a_notice_is_answered_by_a_commit(ledger):
+    events, told = [], iter(["", "", "", *["spot"] * 3, *["spot, and now"] * 9])
+    run(ledger, notice=lambda: next(told), observe=events.append, terms=paced(1e9))
+    assert [event.step for event in events if event.kind == "committed"] == [4, 7]
+    noticed = [(event.step, event.message) for event in events if event.kind == "noticed"]
+    assert noticed == [(4, "spot"), (7, "spot, and now")]
     assert events[-1].kind == "finished"
 
 
@@ -158,12 +153,13 @@ def test_execute__trainer_error_is_a_failed_outcome(ledger, scratch):
     stage, events = planned("train", Toy(fail_at=3), seed=0), []
     outcome = run(ledger, stage, observe=events.append)
     assert isinstance(outcome, Failed)
-    assert outcome.error == "RuntimeError: the toy was asked to fail at step 3"
+    error = "RuntimeError: the toy was asked to fail at step 3"
+    assert outcome.error == f"{error} (not tried again: max_failures is 0)"
     assert "_accidents" in outcome.detail
     assert outcome == ledger.outcome(stage.digest)
     assert (events[-1].kind, events[-1].message) == ("failed", outcome.error)
     (attempt,) = ledger.stage(stage.digest).attempts()
-    assert (attempt.ended, attempt.step, attempt.error) == ("failed", 2, outcome.error)
+    assert (attempt.ended, attempt.step, attempt.error) == ("failed", 2, error)
     assert list(scratch.iterdir()) == []
 
 
@@ -175,7 +171,7 @@ def test_execute__trainer_error_while_writing_is_a_failed_outcome(ledger, scratc
 
     outcome = run(ledger, trainer=Only(steps))
     assert isinstance(outcome, Failed)
-    assert outcome.error == "OSError: the disk of the trainer is full"
+    assert outcome.error.startswith("OSError: the disk of the trainer is full (not")
     assert ledger.journal(STAGE.digest) == ()
     assert list(scratch.iterdir()) == []
 
@@ -203,8 +199,7 @@ def test_execute__no_result_without_a_stop_is_a_failure(ledger):
     def silent(config, **_):
         yield ToyProgress(1, 2, {}, nothing)
 
-    assert run(ledger, trainer=Only(silent), workers=2) is None
-    outcome = run(ledger, trainer=Only(silent), resume_step=0)
+    outcome = run(ledger, trainer=Only(silent))
     assert isinstance(outcome, Failed)
     assert "must return its result, got None" in outcome.error
 

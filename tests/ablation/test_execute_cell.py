@@ -1,11 +1,16 @@
+import queue
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ablation.cells import Begun, Cell, Failed, Finished, Waiting
-from ablation.execute import execute, execute_cell, never
+from ablation.execute import execute, never
+from ablation.execute_cell import execute_cell
 from ablation.executors.inline import run_inline
+from ablation.group import Group, GroupOverError
 from ablation.ledger import Ledger
 from ablation.protocol import Place
 from ablation.storage import StorageError
@@ -15,6 +20,7 @@ from ablation.testing import (
     ToyScore,
     ToyTrainer,
     ignore,
+    paced,
     planned,
     stop_after,
     toy_cell,
@@ -37,45 +43,62 @@ def run(ledger, stage=STAGE, *, trainer=None, observe=ignore, should_stop=never,
         observe=observe,
         should_stop=should_stop,
         origin={"host": "here"},
-        **{"checkpoint_every_s": 0.0, **options},
+        **{"terms": paced(0), **options},
     )
 
 
-def test_execute__followers_write_nothing_and_start_with_the_lead(ledger):
+def pair() -> tuple[Group, Group]:
+    """Two workers of a group that run in two threads of this process."""
+    passed: queue.Queue = queue.Queue()
+    met = threading.Barrier(2, timeout=20)
+
+    def lead(value):
+        passed.put(value)
+        met.wait()
+        return value
+
+    def other(value):
+        met.wait()
+        return passed.get(timeout=20)
+
+    return Group(workers=2, share=lead), Group(workers=2, lead=False, share=other)
+
+
+def both(ledger, stage=STAGE, **options) -> list:
+    """What the two workers of a group return, or raise."""
+
+    def one(group):
+        try:
+            return run(ledger, stage, group=group, **options)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, pair()))
+
+
+def test_execute__a_group_begins_at_one_step_and_its_lead_alone_writes(ledger):
     run(ledger, should_stop=stop_after(3))
-    before = ledger.stage(STAGE.digest).attempts()
-    step = ledger.stage(STAGE.digest).resume_step()
-    assert step == 3
     events = []
-    follower = run(ledger, lead=False, resume_step=step, workers=2, observe=events.append)
-    assert events == []
-    assert ledger.stage(STAGE.digest).attempts() == before
-    assert ledger.outcome(STAGE.digest) is None
-    assert run(ledger, resume_step=step, workers=2) == follower
-    assert ledger.stage(STAGE.digest).attempts()[-1].workers == 2
+    lead, other = both(ledger, observe=events.append)
+    assert lead == other == ledger.outcome(STAGE.digest)
+    assert events[0].kind == "resumed"
+    assert len([event for event in events if event.kind == "finished"]) == 1
+    attempts = ledger.stage(STAGE.digest).attempts()
+    assert [(a.from_step, a.workers) for a in attempts] == [(0, 1), (3, 2)]
+    assert both(ledger) == [ledger.outcome(STAGE.digest)] * 2
 
 
-def test_execute__followers_stop_and_fail_aloud(ledger):
-    assert run(ledger, lead=False, should_stop=stop_after(2)) is None
-    with pytest.raises(RuntimeError, match="asked to fail"):
-        run(ledger, planned("train", Toy(fail_at=2), seed=0), lead=False)
-    assert list(ledger.storage.names("stages")) == []
-
-
-def test_execute__signals_are_asked_alike_in_every_worker(ledger):
-    asked = {True: [], False: []}
-    for lead in (False, True):
-        calls = asked[lead]
-        run(
-            ledger,
-            lead=lead,
-            workers=2,
-            resume_step=0,
-            should_stop=lambda calls=calls: calls.append("stop") or len(calls) > 8,
-            save_now=lambda calls=calls: bool(calls.append("save")),
-        )
-    assert asked[True] == asked[False]
-    assert asked[True][:3] == ["stop", "save", "stop"]
+def test_execute__a_group_ends_with_the_stage_that_its_lead_left(ledger):
+    stage = planned("train", Toy(fail_at=2), seed=0)
+    lead, other = both(ledger, stage)
+    assert isinstance(lead, GroupOverError)
+    assert isinstance(other, RuntimeError)
+    assert isinstance(ledger.outcome(stage.digest), Failed)
+    lead, _ = both(ledger, should_stop=stop_after(2))
+    assert isinstance(lead, GroupOverError)
+    assert ledger.standing(STAGE.digest) == Begun(2, 8)
+    assert both(ledger, should_stop=lambda: True) == ["stopped"] * 2
 
 
 def test_execute__needs_a_finished_parent(ledger):
@@ -133,12 +156,12 @@ from ablation.executors.inline import run_inline
 from ablation.ledger import Ledger
 from ablation.protocol import Place
 from ablation.execute import never
-from ablation.testing import Toy, ToyTrainer, ignore, toy_cell
+from ablation.testing import Toy, ToyTrainer, ignore, paced, toy_cell
 folder = Path(sys.argv[1])
 run_inline(
     [toy_cell("a", Toy(die_at=5, rate=0.3))], trainer=ToyTrainer(),
     ledger=Ledger.open(folder / "ledger"), place=Place(data={"scratch": folder}),
-    observe=ignore, should_stop=never, checkpoint_every_s=float(sys.argv[2]),
+    observe=ignore, should_stop=never, terms=paced(float(sys.argv[2])),
 )
 """
 
@@ -159,5 +182,5 @@ def test_execute__death_leaves_no_trace_in_the_numbers(tmp_path, every_s):
         (r.step, r.metrics) for r in quiet.journal(cell.stages[0].digest)
     ]
     first, second = ledger.stage(train.digest).attempts()
-    assert (first.ended, second.ended) == (None, "finished")
+    assert (first.ended, second.ended) == ("lost", "finished")
     assert {"host", "user", "python", "packages", "trainer"} <= set(second.provenance)

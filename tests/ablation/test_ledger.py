@@ -11,7 +11,7 @@ from ablation.ledger import Ledger
 from ablation.manifest import DamageError
 from ablation.protocol import Place
 from ablation.storage import StorageError
-from ablation.testing import StopFile, Toy, ToyTrainer, ignore, planned, stop_after
+from ablation.testing import StopFile, Toy, ToyTrainer, ignore, paced, planned, stop_after
 
 STAGE = planned("train", Toy(steps=4, rate=0.3), seed=0)
 
@@ -24,7 +24,7 @@ def run(ledger: Ledger, observe=ignore, stage=STAGE, should_stop=never, **option
         place=options.pop("place", Place()),
         observe=observe,
         should_stop=should_stop,
-        checkpoint_every_s=0.0,
+        terms=paced(0.0),
         origin={"host": "here"},
         now_ms=lambda: 5,
         **options,
@@ -83,7 +83,7 @@ def test_commit__damage_falls_back_to_the_commit_before(
     if list(folder.glob("checkpoints/3-*.json")):
         assert "checkpoint of step 3" in caplog.text
         assert "damaged and left out" in caplog.text
-    assert ledger.stage(STAGE.digest).resume_step() == 2
+    assert ledger.stage(STAGE.digest).restore(tmp_path / "into").step == 2
     assert [s for s, _ in metrics(ledger)] in ([1, 2], [1, 2, 3])
     seen = []
     assert isinstance(run(ledger, observe=seen.append), Finished)
@@ -97,7 +97,7 @@ def test_commit__nothing_sound_starts_over(tmp_path, undisturbed, caplog):
     for file in (tmp_path / "stages" / STAGE.digest / "journal").iterdir():
         flip(file)
     assert ledger.stage(STAGE.digest).restore(tmp_path / "into") is None
-    assert ledger.stage(STAGE.digest).resume_step() == 0
+    assert ledger.stage(STAGE.digest).restore(tmp_path / "into") is None
     with pytest.raises(DamageError):
         ledger.journal(STAGE.digest)
     assert isinstance(run(ledger), Finished)
@@ -125,22 +125,14 @@ def test_commit__damage_keeps_the_time_of_what_was_recorded(tmp_path):
     assert [record.time_ms for record in after] == [5, 5, 5, 9]
 
 
-def test_commit__stale_future_is_dropped(tmp_path, undisturbed):
-    ledger = Ledger.open(tmp_path)
-    run(ledger, should_stop=stop_after(3))
-    assert run(ledger, resume_step=2, should_stop=stop_after(0)) is None
-    assert isinstance(run(ledger, resume_step=2), Finished)
-    assert metrics(ledger) == metrics(undisturbed)
-
-
 def test_commit__resume_step_must_be_there(tmp_path):
     ledger = Ledger.open(tmp_path)
     run(ledger, should_stop=stop_after(3))
     with pytest.raises(StorageError, match="must hold a sound checkpoint of step 1, got none"):
-        run(ledger, resume_step=1)
+        ledger.stage(STAGE.digest).restore(tmp_path / "into", step=1)
     flip(only(tmp_path / "stages" / STAGE.digest, "checkpoints/3-*/state/weight.json"))
     with pytest.raises(StorageError, match="must hold a sound checkpoint of step 3, got none"):
-        run(ledger, resume_step=3)
+        ledger.stage(STAGE.digest).restore(tmp_path / "into", step=3)
 
 
 def test_commit__journal_is_a_few_files(tmp_path):

@@ -76,8 +76,12 @@ def test_load_profile__all_problems_at_once(file):
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("WORKERS", "two", 'workers must be a whole number, got "two".'),
-        ("CHECKPOINT_EVERY_S", "0", "checkpoint_every_s must be above 0 seconds, got 0."),
+        (
+            "WORKERS",
+            "two",
+            'workers must be a whole number or a list of 2, each a whole number, got "two".',
+        ),
+        ("CHECKPOINT_EVERY_S", "0", "checkpoint_every_s must be at least 0.01, got 0."),
         ("GPUS_PER_WORKER", "-1", "gpus_per_worker must be at least 0, got -1."),
     ],
 )

@@ -1,17 +1,28 @@
 import pickle
+import subprocess
+import sys
 
 import pytest
 
 from ablation.execute import never
 from ablation.protocol import Place, Trainer
-from ablation.testing import Toy, ToyMask, ToyScore, ToyTrainer, ignore, planned, toy_cell
+from ablation.testing import (
+    Toy,
+    ToyMask,
+    ToyNoise,
+    ToyScore,
+    ToyTrainer,
+    ignore,
+    planned,
+    toy_cell,
+)
 
 
 def finish(config, *, stage="train", seed=0, stop=never, **folders):
     """Progress of all steps and the result."""
     steps, seen = ToyTrainer().stages()[stage].run(
-        config, seed=seed, place=Place(), should_stop=stop,
-        **{"inputs": None, "resume": None, **folders},
+        config, seed=seed, should_stop=stop,
+        **{"place": Place(), "inputs": None, "resume": None, **folders},
     ), []  # fmt: skip
     while True:
         try:
@@ -58,7 +69,18 @@ def test_toy__resuming_changes_no_bit(tmp_path, stage):
     seen[1].save(resume)
     rest, again = finish(config, stage=stage, inputs=inputs, resume=resume)
     assert [p.metrics for p in rest] == [p.metrics for p in seen[2:]]
+    assert [p.trace() for p in rest] == [p.trace() for p in seen[2:]]
     assert again.metrics == result.metrics
+
+
+@pytest.mark.parametrize(("stage", "config"), [("train", Toy()), ("noise", ToyNoise())])
+def test_toy__traces_step_and_weight(stage, config):
+    one, other = ([p.trace() for p in finish(config, stage=stage, seed=seed)[0]] for seed in (0, 1))
+    for name in ("step", "weight"):
+        assert len({trace[name] for trace in one}) == len(one)
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["weight"] != theirs["weight"]
 
 
 @pytest.mark.parametrize("stage", ["train", "score"])
@@ -69,6 +91,40 @@ def test_toy__stops_when_asked(tmp_path, stage):
     seen, result = finish(config, stage=stage, inputs=tmp_path, stop=lambda: True)
     assert seen == []
     assert result is None
+
+
+def test_toy__fails_once(tmp_path):
+    config, place = Toy(fail_once_at=2), Place(data={"scratch": tmp_path})
+    with pytest.raises(RuntimeError, match="asked to fail once, at step 2"):
+        finish(config, place=place)
+    assert finish(config, place=place)[1].metrics == finish(Toy())[1].metrics
+    assert finish(config)[1].metrics == finish(Toy())[1].metrics
+
+
+def test_toy__runs_out_of_memory_every_time():
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="asked to run out of memory at step 2"):
+            finish(Toy(memory_at=2))
+
+
+CRASH = """
+import sys
+from pathlib import Path
+from ablation.protocol import Place
+from ablation.toy import TRAINER, Toy
+config, scratch = Toy(**{sys.argv[1]: 2}), Path(sys.argv[2])
+steps = TRAINER.stages()["train"].run(
+    config, seed=0, place=Place(data={"scratch": scratch}), inputs=None, resume=None,
+    should_stop=lambda: False,
+)
+print(len(list(steps)))
+"""
+
+
+@pytest.mark.parametrize(("accident", "codes"), [("die_at", [17, 0]), ("crash_at", [17, 17])])
+def test_toy__dies_once_or_at_every_try(tmp_path, accident, codes):
+    command = [sys.executable, "-c", CRASH, accident, str(tmp_path)]
+    assert [subprocess.run(command, check=False).returncode for _ in range(2)] == codes
 
 
 def test_toy__has_data_and_rules(tmp_path):

@@ -1,10 +1,17 @@
 import json
+import os
+import shutil
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from ablation.cells import Waiting
 from ablation.events import Event
 from ablation.execute import never
 from ablation.executors.inline import run_inline
@@ -13,8 +20,8 @@ from ablation.ledger import Ledger
 from ablation.plan import Plan
 from ablation.protocol import Place
 from ablation.table import tabulate
-from ablation.testing import ToyTrainer, ignore
-from ablation.tracking import Mirror, pages
+from ablation.testing import ToyTrainer, ignore, paced, stop_after
+from ablation.tracking import TRACKING_ERRORS, Mirror, pages
 
 pytestmark = [
     # MLflow and its database layer leave connections to the garbage collector.
@@ -28,9 +35,41 @@ pytestmark = [
 TEXTS = {"table.md": "| slow |", "table.csv": "slow", "study.yaml": "name: toys"}
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which it takes a second or more to make."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store without a folder for artifacts puts them into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+def uri(empty_store: Path, tmp_path: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def mirrored(ledger: Ledger, uri: str, tmp_path: Path) -> Callable[..., tuple[MlflowClient, str]]:
+    """Makes the mirror whole as a new driver does; a client, and the experiment."""
+
+    def make(plan: Plan, of: Ledger = ledger) -> tuple[MlflowClient, str]:
+        mirror = Mirror(plan=plan, ledger=of, uri=uri, artifacts=tmp_path / "mlflow")
+        mirror.open()
+        mirror.sync()
+        client = MlflowClient(uri)
+        return client, client.get_experiment_by_name(plan.study.name).experiment_id
+
+    return make
+
+
+def _runs_of(client: MlflowClient, experiment: str, digest: str) -> list[Run]:
+    return list(client.search_runs([experiment], f"tags.`ablation.cell` = '{digest}'"))
 
 
 def _run(plan: Plan, ledger: Ledger, place: Place, observe: Callable[[Event], None]) -> None:
@@ -41,6 +80,7 @@ def _run(plan: Plan, ledger: Ledger, place: Place, observe: Callable[[Event], No
         place=place,
         observe=observe,
         should_stop=never,
+        terms=paced(0.0),
     )
 
 
@@ -150,7 +190,7 @@ def test_follower__live_and_whole_agree(toy_plan, ledger, toy_place, uri, tmp_pa
     assert follower.finish(standings, tabulate(plan, standings), TEXTS)
     assert warnings == []
     dump = _dump(uri)
-    again = Mirror(plan=plan, ledger=ledger, uri=uri)
+    again = Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
     again.open()
     again.sync(standings)
     assert _dump(uri) == dump
@@ -173,7 +213,9 @@ def test_follower__broken_store_is_told_and_stops_nothing(
     plan, warnings = toy_plan(), []
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 0)
-    follower = Follower(Mirror(plan=plan, ledger=ledger, uri=uri), warnings.append)
+    follower = Follower(
+        Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow"), warnings.append
+    )
     _run(plan, ledger, toy_place, follower)
     standings = ledger.standings(plan.stages)
     assert not follower.finish(standings, tabulate(plan, standings), TEXTS)
@@ -191,3 +233,208 @@ def test_follower__dead_server_is_told_once_and_stops_nothing(
     assert not follower.finish(standings, tabulate(plan, standings), TEXTS)
     assert len(warnings) == 1
     assert "http://127.0.0.1:9" in warnings[0]
+
+
+def test_mirror__many_that_begin_at_once_end_with_one_run_a_cell(
+    toy_plan, ledger, toy_place, uri, tmp_path
+):
+    plan, together, errors = toy_plan(), threading.Barrier(3), []
+    _run(plan, ledger, toy_place, ignore)
+    MlflowClient(uri).search_experiments()  # makes the database
+    mirrors = [
+        Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow") for _ in range(3)
+    ]
+
+    def begin(mirror: Mirror) -> None:
+        together.wait()
+        try:
+            mirror.open()
+        except TRACKING_ERRORS as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=begin, args=(mirror,)) for mirror in mirrors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for mirror in mirrors:
+        mirror.sync()
+    assert set(_dump(uri)) == {cell.title for cell in plan.cells} | {"toys (study)"}
+
+
+def test_mirror__keeps_the_oldest_run_and_deletes_what_a_dead_driver_left(
+    toy_plan, ledger, mirrored
+):
+    plan = toy_plan()
+    client, experiment = mirrored(plan)
+    key = plan.cells[0].stages[0].digest
+    (first,) = _runs_of(client, experiment, key)
+    now = first.info.start_time
+
+    def begin(start_time: int) -> str:
+        tags = {"ablation.cell": key, "ablation.mirror": "another"}
+        return client.create_run(experiment, start_time=start_time, tags=tags).info.run_id
+
+    left, living = begin(now - 3_600_000), begin(now + 1)
+    oldest = begin(now - 7_200_000)
+    mirrored(plan)
+    runs = {run.info.run_id for run in _runs_of(client, experiment, key)}
+    assert oldest in runs
+    assert left not in runs
+    # Another driver's of this moment: that driver deletes them itself, once it looks again.
+    assert runs == {oldest, living, first.info.run_id}
+
+
+def test_mirror__of_runs_of_one_moment_the_first_by_name_is_the_one(
+    toy_plan, ledger, uri, tmp_path
+):
+    plan = toy_plan()
+    mirrors = [
+        Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow") for _ in range(2)
+    ]
+    mirrors[0].open()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("toys").experiment_id
+    key = plan.cells[0].stages[0].digest
+    (run,) = _runs_of(client, experiment, key)
+    tags = {"ablation.cell": key, "ablation.mirror": run.data.tags["ablation.mirror"]}
+    start = run.info.start_time
+    others = [client.create_run(experiment, start_time=start, tags=tags) for _ in range(5)]
+    mirrors[0].sync()
+    (kept,) = _runs_of(client, experiment, key)
+    assert kept.info.run_id == min(each.info.run_id for each in (run, *others))
+
+
+def test_mirror__takes_no_run_of_others_for_its_own(toy_plan, mirrored):
+    plan = toy_plan()
+    client, experiment = mirrored(plan)
+    theirs = client.create_run(experiment, run_name="my notebook", start_time=1)
+    mirrored(plan)
+    found = client.get_run(theirs.info.run_id)
+    assert found.info.lifecycle_stage == "active"
+    assert "row" not in found.data.tags
+    assert "my notebook" in _dump(client.tracking_uri)
+
+
+def test_mirror__experiment_that_was_deleted_comes_back(toy_plan, mirrored):
+    client, experiment = mirrored(toy_plan())
+    client.delete_experiment(experiment)
+    assert mirrored(toy_plan())[1] == experiment
+
+
+def test_mirror__run_that_was_deleted_is_begun_anew(toy_plan, ledger, toy_place, mirrored):
+    plan = toy_plan()
+    _run(plan, ledger, toy_place, ignore)
+    client, experiment = mirrored(plan)
+    dump = _dump(client.tracking_uri)
+    (run,) = _runs_of(client, experiment, plan.cells[0].stages[0].digest)
+    client.delete_run(run.info.run_id)
+    mirrored(plan)
+    assert _dump(client.tracking_uri) == dump
+
+
+def test_mirror__parameters_once_told_stay(toy_plan, mirrored, uri, tmp_path):
+    plan = toy_plan()
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("toys", (tmp_path / "mlflow").as_uri())
+    key = plan.cells[0].stages[0].digest
+    run = client.create_run(experiment, tags={"ablation.cell": key})
+    client.log_param(run.info.run_id, "rate", "1e-1")
+    mirrored(plan)
+    params = client.get_run(run.info.run_id).data.params
+    assert (params["rate"], params["steps"]) == ("1e-1", "3")
+
+
+def test_mirror__has_no_points_of_a_ledger_before_this_one(toy_plan, toy_place, tmp_path, mirrored):
+    plan, dumps = toy_plan(), []
+    for name in ("first", "second"):
+        ledger = Ledger.open(tmp_path / name)
+        _run(plan, ledger, toy_place, ignore)
+        client, _ = mirrored(plan, ledger)
+        dumps.append(_dump(client.tracking_uri))
+        _check_curves(dumps[-1], plan, ledger)
+    assert dumps[0] != dumps[1]
+
+
+def test_mirror__has_no_point_twice_where_damage_undid_steps(
+    toy_plan, ledger, toy_place, uri, tmp_path
+):
+    plan = toy_plan()
+    train = plan.cells[0].stages[0]
+    mirror = Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
+    mirror.open()
+
+    def tell(event: Event) -> None:
+        mirror.log(event.digest, event.records)
+
+    run = partial(run_inline, plan.cells, trainer=ToyTrainer(), ledger=ledger, place=toy_place)
+    run(observe=tell, should_stop=stop_after(3), terms=paced(0.0))
+    (newest, *_) = ledger.stage(train.digest).commits()
+    assert newest.step == 2
+    folder = tmp_path / "ledger/stages" / train.digest / "checkpoints" / newest.name
+    for file in folder.rglob("*.*"):
+        file.write_bytes(b"damaged")
+    run(observe=tell)
+    assert len(ledger.attempts([train.digest])) == 2
+    mirror.sync()
+    _check_curves(_dump(uri), plan, ledger)
+
+
+def _check_curves(dump: dict[str, Any], plan: Plan, ledger: Ledger) -> None:
+    """The trainings' curves are the ledger's, point by point."""
+    for cell in plan.cells:
+        if not cell.reference:
+            records = ledger.journal(cell.stages[0].digest)
+            loss = [(r.step, r.metrics["loss"], r.time_ms) for r in records]
+            assert dump[cell.title][2]["train/loss"] == loss
+        assert len(dump[cell.title][2]["score/accuracy"]) == 1
+
+
+def test_mirror__run_that_says_the_same_is_kept(toy_plan, ledger, toy_place, mirrored):
+    plan = toy_plan()
+    _run(plan, ledger, toy_place, ignore)
+    runs = []
+    for _ in range(2):
+        client, experiment = mirrored(plan)
+        runs.append({run.info.run_id for run in client.search_runs([experiment])})
+    assert runs[0] == runs[1]
+
+
+def test_mirror__first_news_of_a_stage_bring_what_an_earlier_driver_did_not_tell(
+    toy_plan, ledger, toy_place, uri, tmp_path
+):
+    plan, heard = toy_plan(), []
+    _run(plan, ledger, toy_place, heard.append)
+    train = plan.cells[0].stages[0]
+    last = next(event for event in reversed(heard) if event.digest == train.digest)
+    mirror = Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
+    mirror.open()
+    mirror.sync({digest: Waiting() for digest in plan.stages})
+    assert _dump(uri)[plan.cells[0].title][0] == "SCHEDULED"
+    mirror.log(train.digest, last.records)
+    status, _, curves = _dump(uri)[plan.cells[0].title]
+    assert status == "RUNNING"
+    journal = ledger.journal(train.digest)
+    assert [point[0] for point in curves["train/loss"]] == [record.step for record in journal]
+
+
+def test_mirror__damaged_journal_keeps_no_other_run_from_being_told(
+    toy_plan, ledger, toy_place, tmp_path, mirrored, caplog
+):
+    plan = toy_plan()
+    _run(plan, ledger, toy_place, ignore)
+    damaged = plan.cells[0].stages[0]
+    for file in (tmp_path / "ledger/stages" / damaged.digest / "journal").iterdir():
+        file.write_bytes(b"{}")
+    client, _ = mirrored(plan)
+    dump = _dump(client.tracking_uri)
+    assert "told nothing of a journal that is damaged" in caplog.text
+    assert "score/accuracy" in dump[plan.cells[0].title][2]
+    assert all("train/loss" in dump[c.title][2] for c in plan.cells[1:] if not c.reference)
+
+
+def test_mirror__settings_of_the_environment_are_kept(toy_plan, ledger, uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    Mirror(plan=toy_plan(), ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow").open()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"

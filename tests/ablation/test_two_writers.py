@@ -70,7 +70,7 @@ def check(ledger: Ledger, into: Path, newest: int) -> None:
         ledger.artifacts(DIGEST, into / "artifacts")
     else:
         restored = stage.restore(into / "check")
-        assert (restored.step if restored else 0) == stage.resume_step() == newest
+        assert (restored.step if restored else 0) == newest
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hpm.data import decoding, errors, layout
 from hpm.data import fingerprint as fingerprinting
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.layout import Embedded, Folders, locate
 from hpm.data.source import open_source
@@ -63,14 +63,14 @@ def test_locate__names_what_is_known_and_the_nearest():
 
 
 def test_locate__says_that_a_folder_is_absent_or_laid_out_otherwise(tmp_path):
-    with pytest.raises(DataError, match="must lie in an existing folder, got"):
+    with pytest.raises(UnreachableError, match="must lie in an existing folder, got"):
         locate("pets", {"pets": tmp_path / "absent"})
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match="must have a training and a validation split"):
+    with pytest.raises(UnreachableError, match="must have a training and a validation split"):
         locate("pets", {"pets": tmp_path})
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.parquet").touch()
-    with pytest.raises(DataError, match="must have a training and a validation split"):
+    with pytest.raises(UnreachableError, match="must have a training and a validation split"):
         locate("pets", {"pets": tmp_path})
 
 
@@ -124,11 +124,15 @@ def test_folder__names_an_image_that_cannot_be_read(folders):
     whole = bytearray(_encoded(1))
     whole[60:80] = bytes(20)
     (folders / "train" / "cat" / "b.png").write_bytes(whole)
-    with pytest.raises(DataError, match=r"cat/b\.png must be a readable image"):
+    with pytest.raises(DataError, match=r"cat/b\.png must be a readable image") as caught:
         source.image(1)
+    assert not caught.value.retry
     (folders / "train" / "cat" / "b.png").unlink()
-    with pytest.raises(DataError, match=r"cat/b\.png cannot be read: No such file"):
+    with pytest.raises(
+        UnreachableError, match=r"cat/b\.png cannot be read: No such file"
+    ) as caught:
         source.image(1)
+    assert caught.value.retry
 
 
 def test_fingerprint__of_the_embedded_set_is_known():
@@ -210,7 +214,9 @@ def test_data__names_a_link_that_leads_to_itself(folders, read, place):
 
 
 def test_reading__names_the_place_where_the_system_names_none():
-    told = pytest.raises(DataError, match=r"a\.png cannot be read: Input/output error\. Make it")
+    told = pytest.raises(
+        UnreachableError, match=r"a\.png cannot be read: Input/output error\. Make it"
+    )
     with told, errors.reading("a.png"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hpm.data import fingerprint as fingerprinting
 from hpm.data import parquet
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.layout import Tables, locate
 from hpm.data.source import open_source
@@ -132,8 +132,20 @@ def _damage(path, column):
 @pytest.mark.parametrize("column", [0, 2])
 def test_parquet__names_a_file_with_a_damaged_page(tables, column):
     _damage(tables / "data" / "validation-0.parquet", column)
-    with pytest.raises(DataError, match=r"validation-0\.parquet must be a readable Parquet file"):
+    said = pytest.raises(DataError, match=r"validation-0\.parquet must be a readable Parquet file")
+    with said as caught:
         open_source("pets", "val", {"pets": tables})
+    assert not caught.value.retry
+
+
+def test_parquet__that_is_away_may_come_back(tables, monkeypatch):
+    monkeypatch.setattr(parquet, "HELD_BYTES", 0)
+    source = open_source("pets", "val", {"pets": tables})
+    (tables / "data" / "validation-0.parquet").rename(tables / "away")
+    with pytest.raises(UnreachableError, match=r"validation-0\.parquet must be .*No such"):
+        source.image(0)
+    (tables / "away").rename(tables / "data" / "validation-0.parquet")
+    assert source.image(0).mode == "RGB"
 
 
 @pytest.mark.parametrize("content", [b"nothing of the kind", b""])

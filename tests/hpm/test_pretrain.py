@@ -251,8 +251,10 @@ def test_run__ends_with_the_step_and_last_finite_loss(
     tiny: Pretrain, tiny_place: Place, tmp_path: Path
 ) -> None:
     config = replace(tiny, optim=replace(tiny.optim, base_lr=1e30, warmup_epochs=0, clip_norm=None))
-    with pytest.raises(NonFiniteLossError, match=r"got nan at step \d+ \(the last finite one was"):
+    said = r"got nan at step \d+ \(the last finite one was"
+    with pytest.raises(NonFiniteLossError, match=said) as caught:
         _run(config, tiny_place, tmp_path / "end")
+    assert not caught.value.retry
 
 
 def test_run__says_when_no_loss_was_finite(

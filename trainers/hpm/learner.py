@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,21 @@ from hpm.objective import hpm_losses
 from hpm.optim import build_optimizer, set_learning_rate
 from hpm.schedules import Scheduled
 from hpm.teacher import build_teacher, needs_teacher, update_teacher
+from hpm.tracing import digest
 from hpm.weights import Description, export_encoder
 
-__all__ = ["Learner", "build_student"]
+__all__ = ["Learner", "Taken", "build_student"]
+
+
+class Taken(NamedTuple):
+    """An optimizer step that was taken by this worker, and what it was taken on, part by part."""
+
+    means: dict[str, Tensor]
+    """Of the losses, and the norm of the gradient; scalars."""
+    samples: list[Tensor]
+    """Each [B] int64, positions in the source."""
+    masks: list[Tensor]
+    """Each [B, N] bool."""
 
 
 def build_student(config: Pretrain, seed: int) -> MaskedModel:
@@ -60,13 +72,16 @@ class Learner:
             optimizer=build_optimizer(student, config.optim),
         )
 
-    def step(self, parts: Sequence[Batch], now: Scheduled) -> dict[str, Tensor]:
-        """One optimizer step over the parts of a batch; this worker's means of the losses."""
+    def step(self, parts: Sequence[Batch], now: Scheduled) -> Taken:
+        """One optimizer step over the parts of a batch."""
         set_learning_rate(self.optimizer, now.learning_rate)
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
+        masks = []
         for part in parts:
-            for name, loss in self._backward(part, now.num_hard, len(parts)).items():
+            losses, mask_BN = self._backward(part, now.num_hard, len(parts))
+            masks.append(mask_BN)
+            for name, loss in losses.items():
                 sums[name] = sums[name] + loss if name in sums else loss
         average_gradients(self.student)
         clip = self.config.optim.clip_norm or math.inf
@@ -74,7 +89,8 @@ class Learner:
         self.optimizer.step()
         if self.teacher is not None:
             update_teacher(self.teacher, self.student, now.momentum)
-        return {**{name: loss / len(parts) for name, loss in sums.items()}, "grad_norm": norm}
+        means = {name: loss / len(parts) for name, loss in sums.items()}
+        return Taken({**means, "grad_norm": norm}, [part.indices for part in parts], masks)
 
     def save(self, folder: Path, *, step: int, metrics: Mapping[str, float]) -> None:
         """Write all that is needed to go on after `step`."""
@@ -87,6 +103,18 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
         }
         save_state(folder, state)
+
+    def trace(self, taken: Taken) -> dict[str, str]:
+        """Digests of the state after a step, before another is taken: one for each kind of it."""
+        state: dict[str, object] = {
+            "weights": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "samples": taken.samples,
+            "masks": taken.masks,
+        }
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.state_dict()
+        return {name: digest(value) for name, value in state.items()}
 
     def restore(self, folder: Path) -> tuple[int, dict[str, float]]:
         """Take over what `save` wrote; its step and metrics."""
@@ -106,7 +134,9 @@ class Learner:
             teacher=None if self.teacher is None else self.teacher.encoder,
         )
 
-    def _backward(self, part: Batch, num_hard: int, num_parts: int) -> dict[str, Tensor]:
+    def _backward(
+        self, part: Batch, num_hard: int, num_parts: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
         losses = hpm_losses(
             self.student,
             self.teacher,
@@ -120,4 +150,4 @@ class Learner:
         values = {"loss": losses.total, "reconstruction_loss": losses.reconstruction}
         if losses.predictor is not None:
             values["predictor_loss"] = losses.predictor
-        return {name: value.detach() for name, value in values.items()}
+        return {name: value.detach() for name, value in values.items()}, losses.mask_BN

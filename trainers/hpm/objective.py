@@ -29,11 +29,15 @@ Student: TypeAlias = Callable[[Tensor, Tensor, Tensor], Prediction]
 
 
 class Losses(NamedTuple):
-    """Scalars of one batch; `predictor` is None where no loss predictor is trained."""
+    """Scalars of one batch, and what was hidden of it.
+
+    `predictor` is None where no loss predictor is trained.
+    """
 
     total: Tensor
     reconstruction: Tensor
     predictor: Tensor | None
+    mask_BN: Tensor
 
 
 def hpm_losses(
@@ -72,10 +76,10 @@ def hpm_losses(
     loss_BM = reconstruction_loss(prediction.patches_BMP.float(), target_BMP)
     reconstruction = loss_BM.mean()
     if prediction.loss_BM is None:
-        return Losses(reconstruction, reconstruction, None)
+        return Losses(reconstruction, reconstruction, None, mask_BN)
     # The stop-gradient: a reconstruction must not become easy to foretell.
     predictor = _predictor_loss(prediction.loss_BM.float(), loss_BM.detach(), config.predictor)
-    return Losses(reconstruction + predictor, reconstruction, predictor)
+    return Losses(reconstruction + predictor, reconstruction, predictor, mask_BN)
 
 
 def _target(images_BCHW: Tensor, target: Target, patch_size: int) -> Tensor:

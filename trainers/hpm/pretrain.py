@@ -42,7 +42,8 @@ def run(
 
     About 200 steps of a run have metrics, the last among them: `loss`, `reconstruction_loss`,
     `predictor_loss`, `grad_norm` (before clipping), `lr`, and with a teacher `hard_share` and
-    `ema_momentum`. What a `Progress` saves is its step's state until the next step begins.
+    `ema_momentum`. A trace has `weights`, `teacher` where there is one, `optimizer`, and
+    of the step and this worker `samples` and `masks`.
 
     Raises:
         DataError: the training set is absent, unreadable or smaller than a batch.
@@ -63,15 +64,16 @@ def run(
         if should_stop():
             return None
         now = at_step(config, done, epoch_steps=epoch_steps)
-        means = learner.step(list(islice(batches, config.optim.accumulate)), now)
+        taken = learner.step(list(islice(batches, config.optim.accumulate)), now)
         done += 1
         recorded = done % max(1, total // _RECORDS) == 0 or done == total
         if recorded:
             before = metrics.get("loss")
-            metrics = _metrics(means, now, teacher=learner.teacher is not None)
+            metrics = _metrics(taken.means, now, teacher=learner.teacher is not None)
             _require_finite(metrics["loss"], done, before=before)
         save = partial(learner.save, step=done, metrics=metrics)
-        yield Progress(done, total, metrics if recorded else {}, save)
+        trace = partial(learner.trace, taken)
+        yield Progress(done, total, metrics if recorded else {}, save, trace)
     return Result(metrics, learner.export)
 
 

@@ -6,13 +6,16 @@ other.
 
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 __all__ = ["NonFiniteLossError", "Place", "Progress", "Result", "StageRun"]
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss is not a number any more; the text names the step and the last finite loss."""
+
+    retry: ClassVar[bool] = False
+    """The same steps give the same loss."""
 
 
 class Place(Protocol):
@@ -35,12 +38,17 @@ class Place(Protocol):
 
 
 class Progress(NamedTuple):
-    """One step done: `step` of `total`, its metrics (empty at most steps), and how to save."""
+    """One step done: `step` of `total`, its metrics (empty at most steps), and how to save it.
+
+    `trace()` gives digests of the state by name, computed when it is called. Both `save` and
+    `trace` are of this step until the next one begins.
+    """
 
     step: int
     total: int
     metrics: Mapping[str, float]
     save: Callable[[Path], None]
+    trace: Callable[[], Mapping[str, str]]
 
 
 class Result(NamedTuple):

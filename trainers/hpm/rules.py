@@ -1,6 +1,6 @@
 """Rules between the fields of a configuration, and the error that names all that are broken."""
 
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 __all__ = ["ConfigError", "Rule", "at_least_one", "require"]
 
@@ -10,6 +10,8 @@ Rule: TypeAlias = tuple[bool, str, str]
 
 class ConfigError(ValueError):
     """Settings that cannot be; `problems` pairs each dotted path with what must hold there."""
+
+    retry: ClassVar[bool] = False
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         self.problems = tuple(problems)

@@ -12,20 +12,28 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import ray
 from ray import tune
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from ablation.cells import Cell
 from ablation.events import Observe
 from ablation.execute import never
-from ablation.executors.news import listening
+from ablation.executors.news import listening, new_board
+from ablation.executors.sigterm import HOOK
 from ablation.executors.workers import Job, trial, trial_resources
 from ablation.layout import Layout, PlaceError
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
+from ablation.terms import Terms
 
 __all__ = ["connected", "run_cluster"]
+
+_LOOK_EVERY_S = 0.25
+_LOST_TRIALS = 1000
+"""So often Tune begins a trial again whose process was lost; `retries` ends it long before."""
 
 _NO_STRAY_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # a worker without GPUs sees none
 _ENVIRONMENT = {
@@ -33,6 +41,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table of trials: ours says more
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK,
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must reach the command line
 }
 
@@ -52,14 +61,15 @@ def connected(layout: Layout) -> Generator[Layout]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # The processes of an embedded cluster inherit the environment.
-    theirs = None if layout.address == "local" else {"env_vars": _NO_STRAY_GPUS}
+    theirs = {"env_vars": _NO_STRAY_GPUS, "worker_process_setup_hook": HOOK}
+    runtime_env = None if layout.address == "local" else theirs
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=layout.address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env=theirs,
+            runtime_env=runtime_env,
         )
     except ConnectionError as error:
         raise PlaceError(
@@ -84,41 +94,91 @@ def run_cluster(
     layout: Layout,
     observe: Observe,
     should_stop: Callable[[], bool] = never,
+    stop_asked: Callable[[], bool] = never,
+    terms: Terms | None = None,
 ) -> dict[str, str]:
     """Run cells on the cluster that this process is connected to until each has ended or is lost.
 
-    Cells that start from the same training share a trial, so that it is trained once.
-    `should_stop` is asked in the workers, so it must pickle.
+    Cells that start from the same training share a trial, so that it is trained once. What is lost
+    with its node, or held by another process, is run again as long as anything comes of it.
+    `should_stop` is asked in the workers, so it must pickle; `stop_asked` is asked here.
 
-    Returns why cells were lost (their worker died, the storage refused), by the digest of their
+    Returns why cells were lost (they cannot start, the storage refused), by the digest of their
     first stage; how the others ended stands in the ledger.
     """
-    groups, slots = _groups(cells), _slots(layout)
-    with listening(observe) as events, TemporaryDirectory(prefix="ablation-tune-") as scratch:
+    terms, waiting, lost = terms or Terms(), list(cells), dict[str, str]()
+    with listening(observe) as events, _posting(stop_asked) as board:
         job = Job(
             trainer=trainer,
             ledger=ledger,
             place=place,
             layout=layout,
+            terms=terms,
             events=events,
+            board=board,
             should_stop=should_stop,
         )
+        before = None
+        while waiting and not stop_asked() and not should_stop():
+            lost = _round(_groups(waiting), job)
+            standings = ledger.standings(stage.digest for cell in waiting for stage in cell)
+            waiting = [cell for cell in waiting if not cell.ended(standings)]
+            evidence = [ledger.stage(digest).evidence() for digest in standings]
+            others = any(ledger.stage(digest).claimed() for digest in standings)
+            if evidence == before and not others:
+                break
+            before = evidence
+    return lost
+
+
+def _round(groups: Sequence[Sequence[Cell]], job: Job) -> dict[str, str]:
+    """Give every training a trial and wait for all; why some came no further."""
+    slots = _slots(job.layout)
+    with TemporaryDirectory(prefix="ablation-tune-") as scratch:
         results = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(trial, groups=groups, job=job), trial_resources(layout)
+                tune.with_parameters(trial, groups=groups, job=job), trial_resources(job.layout)
             ),
             param_space={"group": tune.grid_search(list(range(len(groups))))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=min(slots, layout.concurrency or slots), reuse_actors=True
+                max_concurrent_trials=min(slots, job.layout.concurrency or slots), reuse_actors=True
             ),
-            run_config=tune.RunConfig(name="cells", storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(
+                name="cells",
+                storage_path=scratch,
+                verbose=0,
+                # A trial raises nothing: what fails is its process, and that is begun again.
+                failure_config=tune.FailureConfig(max_failures=_LOST_TRIALS),
+            ),
         ).fit()
-    errors = [(results[i].config or {}, results[i].error) for i in range(len(results))]
-    return {
-        groups[config["group"]][0].stages[0].digest: str(error).strip().rpartition("\n")[2]
-        for config, error in errors
-        if error
-    }
+    reasons: dict[str, str] = {}
+    for result in (results[i] for i in range(len(results))):
+        group = groups[(result.config or {})["group"]]
+        error = str(result.error or "").strip().rpartition("\n")[2]
+        if reason := error or (result.metrics or {}).get("reason", ""):
+            reasons[group[0].stages[0].digest] = reason
+    return reasons
+
+
+@contextmanager
+def _posting(stop_asked: Callable[[], bool]) -> Generator[Any]:
+    """A board on which a stop is posted when it is asked for here."""
+    board, over = new_board(), threading.Event()
+
+    def post() -> None:
+        while not over.wait(_LOOK_EVERY_S):
+            if stop_asked():
+                board.stop.remote()
+                return
+
+    thread = threading.Thread(target=post, name="posting", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        over.set()
+        thread.join()
+        ray.kill(board)
 
 
 def _groups(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -142,7 +202,7 @@ def _fitting(layout: Layout) -> Layout:
             f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
         )
         raise PlaceError(
-            f"A cell needs {layout.workers} worker(s) of {layout.cpus_per_worker} CPUs and "
+            f"A cell needs {layout.least} worker(s) of {layout.cpus_per_worker} CPUs and "
             f"{layout.gpus_per_worker} GPUs, and the cluster's nodes have: {offer}. Ask for fewer "
             f"workers or smaller ones, or add nodes."
         )
@@ -151,7 +211,7 @@ def _fitting(layout: Layout) -> Layout:
 
 def _slots(layout: Layout) -> int:
     """How many cells the cluster holds at a time, counted node by node."""
-    return sum(_workers_on(node, layout) for node in _nodes()) // layout.workers
+    return sum(_workers_on(node, layout) for node in _nodes()) // layout.least
 
 
 def _nodes() -> Sequence[Mapping[str, float]]:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 
 from ablation.cells import Cell
 from ablation.events import Observe
-from ablation.execute import execute_cell
+from ablation.execute import never, unnoticed
+from ablation.execute_cell import execute_cell
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
 from ablation.provenance import provenance
+from ablation.terms import Terms
 
 __all__ = ["run_inline"]
 
@@ -20,26 +22,35 @@ def run_inline(
     ledger: Ledger,
     place: Place,
     observe: Observe,
-    should_stop: Callable[[], bool],
-    checkpoint_every_s: float = 30.0,
+    should_stop: Callable[[], bool] = never,
+    notice: Callable[[], str] = unnoticed,
+    terms: Terms | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Bring every cell to its end; what came of it is in the ledger.
 
-    A cell that fails does not stop the others. A stop leaves the rest for the next call.
+    A cell that fails does not stop the others, and one that another process is at comes last. A
+    stop leaves the rest for the next call.
     """
-    origin = provenance(trainer)
-    for cell in cells:
-        if should_stop():
-            return
-        execute_cell(
-            cell,
-            trainer=trainer,
-            ledger=ledger,
-            place=place,
-            observe=observe,
-            should_stop=should_stop,
-            checkpoint_every_s=checkpoint_every_s,
-            origin=origin,
-            clock=clock,
-        )
+    origin, terms = provenance(trainer), terms or Terms()
+    waiting = list(cells)
+    while waiting:
+        busy = []
+        for cell in waiting:
+            if should_stop():
+                return
+            results = execute_cell(
+                cell,
+                trainer=trainer,
+                ledger=ledger,
+                place=place,
+                observe=observe,
+                should_stop=should_stop,
+                notice=notice,
+                terms=terms,
+                origin=origin,
+                clock=clock,
+            )
+            if "busy" in results.values():
+                busy.append(cell)
+        waiting = busy

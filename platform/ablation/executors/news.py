@@ -1,6 +1,8 @@
-"""Events on their way from workers to the driver, through a queue on the head node.
+"""Word between workers and the driver, by way of actors on the head node.
 
-News can be lost with the node that carries it; the ledger is the truth, so nobody minds.
+Events go to the driver through a queue. On a board the driver posts that all shall stop, and the
+workers of a group post what they know of their machines' end, and whose exception came first. All
+of it can be lost with the node that carries it; the ledger is the truth, so nobody minds.
 """
 
 import threading
@@ -8,13 +10,15 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, NamedTuple
 
+import ray
 from ray.exceptions import RayActorError
 from ray.util.queue import Queue
 
 from ablation.events import Event, Observe
 
-__all__ = ["ON_HEAD", "Sender", "listening"]
+__all__ = ["ON_HEAD", "Board", "Sender", "Word", "listening", "new_board"]
 
 ON_HEAD = {"node:__internal_head__": 0.001}
 """A trace of a resource that only a cluster's head node has."""
@@ -67,3 +71,53 @@ def _listen(events: Queue, observe: Observe, done: Callable[[], bool]) -> None:
         if last:
             return
         time.sleep(_LISTEN_EVERY_S)
+
+
+class Word(NamedTuple):
+    """What the board says to a group."""
+
+    stop: bool
+    notice: str
+    """What is announced to any of its nodes."""
+    error: Exception | None
+    """The first exception of any of its workers but the lead."""
+
+
+class Board:
+    """What groups of workers and the driver tell each other; runs as an actor."""
+
+    def __init__(self) -> None:
+        self._stop = False
+        self._notices: dict[str, dict[str, str]] = {}
+        self._errors: dict[str, Exception] = {}
+
+    def stop(self) -> None:
+        """Ask all groups to save and end."""
+        self._stop = True
+
+    def stopped(self) -> bool:
+        """Whether all groups were asked to end."""
+        return self._stop
+
+    def raised(self, group: str, error: Exception) -> None:
+        """Post the exception of a worker that is not the lead."""
+        self._errors.setdefault(group, error)
+
+    def report(self, group: str, node: str, notice: str) -> Word:
+        """Post that a group has a worker on a node, and what that worker was told of its end."""
+        nodes = self._notices.setdefault(group, {})
+        nodes[node] = notice or nodes.get(node, "")
+        draining = ray._private.state.state.get_draining_nodes()
+        told = [f"node {name[:8]} is being drained" for name in nodes if name in draining]
+        told += [text for text in nodes.values() if text]
+        return Word(self._stop, "; ".join(told), self._errors.get(group))
+
+    def forget(self, group: str) -> None:
+        """Drop what is known of a group that has ended."""
+        self._notices.pop(group, None)
+        self._errors.pop(group, None)
+
+
+def new_board() -> Any:
+    """A board of its own actor, for a driver and its workers."""
+    return ray.remote(Board).options(num_cpus=0, resources=ON_HEAD).remote()

@@ -1,32 +1,44 @@
 """What runs on the cluster: a Tune trial for each training, and in it the workers of its cells.
 
 One worker is Train's local mode, in the trial's own process; several are a worker group. Either
-way every worker calls `execute`.
+way every worker calls `execute`. A trial starts its workers again for as long as that is of use.
 """
 
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import ray
 from ray import train, tune
+from ray.exceptions import RayError
 from ray.train import TrainingFailedError, collective
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig
 from ray.util.queue import Queue
 
-from ablation.cells import Cell, Failed, Outcome, PlannedStage
-from ablation.events import Event, Observe
-from ablation.execute import execute, never, run_stages
-from ablation.executors.news import ON_HEAD, Sender
+from ablation.cells import Cell, Failed, Finished
+from ablation.events import Event
+from ablation.execute_cell import execute_cell
+from ablation.executors.news import ON_HEAD, Sender, Word
+from ablation.executors.room import Growth, fitting, free_workers
+from ablation.group import ALONE, Group
 from ablation.layout import Layout
 from ablation.ledger import Ledger
+from ablation.notice import SIGTERM, Watch, announced
 from ablation.protocol import Place, Trainer
+from ablation.terms import Terms
 
 __all__ = ["Job", "trial", "trial_resources"]
 
-_LEAD_GRACE_S = 10.0
-_LOOK_EVERY_S = 0.1
+_BLAME_WITHIN_S = 10.0
+"""In this time Train ends a group that lost a worker; it looks at its workers every 2 s."""
+
+_FRUITLESS = 3
+"""So many groups in a row that did not even begin an attempt are a fault of the place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +49,9 @@ class Job:
     ledger: Ledger
     place: Place
     layout: Layout
+    terms: Terms
     events: Queue
+    board: Any
     should_stop: Callable[[], bool]
 
 
@@ -46,52 +60,64 @@ def trial_resources(layout: Layout) -> dict[str, float]:
 
     Tune refuses a trial that asks for nothing, and a share of a CPU may not be free.
     """
-    return _worker_resources(layout) if layout.workers == 1 else {"CPU": 0, **ON_HEAD}
+    return _worker_resources(layout) if layout.most == 1 else {"CPU": 0, **ON_HEAD}
 
 
 def trial(config: Mapping[str, Any], *, groups: Sequence[Sequence[Cell]], job: Job) -> None:
-    """Bring the cells of one training to their ends: start their workers and wait for them.
+    """Bring the cells of one training as far as they come, and report why no further.
 
-    A worker group ends with the first stage that fails; as long as that is news, another group
-    does what is left. A group that ends without news is lost, and so is the trial.
+    It never raises, since Tune would begin it again: only a trial whose process is lost may be.
     """
-    cells = groups[config["group"]]
-    digests = list(dict.fromkeys(stage.digest for cell in cells for stage in cell))
-    ended, more = _ended(job.ledger, digests), True
-    while more:
+    try:
+        reason = _bring(groups[config["group"]], job)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
+    tune.report({"reason": reason})
+
+
+def _bring(cells: Sequence[Cell], job: Job) -> str:
+    """Start workers until all has ended or nothing comes of it; why then, empty for no reason."""
+    fruitless, before = 0, _evidence(cells, job.ledger)
+    while True:
+        group = f"{cells[0].stages[0].digest}-{secrets.token_hex(4)}"
         try:
-            _trainer(cells, job, digests, ended).fit()
-            more = False
-        except TrainingFailedError:
-            before, ended = ended, _ended(job.ledger, digests)
-            if ended == before:
-                raise
-    tune.report({"cells": len(cells)})  # Tune writes to the terminal of a trial that says nothing
+            _trainer(cells, job, group).fit()
+            return ""
+        except (TrainingFailedError, RayError) as error:
+            if ray.get(job.board.stopped.remote()):
+                return ""
+            after = _evidence(cells, job.ledger)
+            fruitless, before = (fruitless + 1 if after == before else 0), after
+            if fruitless == _FRUITLESS:
+                return str(error).strip().rpartition("\n")[2]
+        finally:
+            job.board.forget.remote(group)
+        time.sleep(fruitless)
 
 
-def _ended(ledger: Ledger, digests: Sequence[str]) -> frozenset[str]:
-    return frozenset(digest for digest in digests if ledger.outcome(digest) is not None)
+def _evidence(cells: Sequence[Cell], ledger: Ledger) -> list[tuple[bool, int]]:
+    digests = dict.fromkeys(stage.digest for cell in cells for stage in cell)
+    return [ledger.stage(digest).evidence() for digest in digests]
 
 
-def _trainer(
-    cells: Sequence[Cell], job: Job, digests: Sequence[str], ended: Set[str]
-) -> TorchTrainer:
+def _trainer(cells: Sequence[Cell], job: Job, group: str) -> TorchTrainer:
     layout, storage = job.layout, job.ledger.storage
-    # Workers must all begin at the same step, so it is looked up once, before they start.
-    resume = {digest: job.ledger.stage(digest).resume_step() for digest in digests}
+    workers = 0 if layout.most == 1 else fitting(layout, job.trainer, cells, free_workers(layout))
     return TorchTrainer(
         _work,
-        train_loop_config={"cells": cells, "job": job, "resume": resume, "ended": ended},
+        train_loop_config={"cells": cells, "job": job, "group": group, "workers": workers},
         torch_config=TorchConfig(backend=None if layout.gpus_per_worker else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=0 if layout.workers == 1 else layout.workers,
+            num_workers=workers,
             use_gpu=bool(layout.gpus_per_worker),
             resources_per_worker=_worker_resources(layout),
         ),
         run_config=train.RunConfig(
-            name=f"{digests[0]}-{len(ended)}",  # Train resumes a run of the same name
+            name=group,  # Train resumes a run of the same name
             storage_path=f"{storage.root}/ray",
             storage_filesystem=storage.files,
+            # The trial begins groups again itself, and by the ledger.
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
 
@@ -103,58 +129,78 @@ def _worker_resources(layout: Layout) -> dict[str, float]:
 def _work(config: Mapping[str, Any]) -> None:
     """One worker: all stages of its cells in order, in step with the other workers."""
     job: Job = config["job"]
-    group = job.layout.workers > 1
-    lead = not group or train.get_context().get_world_rank() == 0
-    observe = Sender(job.events) if lead else _silent
-    resume: Mapping[str, int] = config["resume"]
-
-    def run(stage: PlannedStage) -> Outcome | None:
-        outcome = _stage(stage, job, lead=lead, observe=observe, from_step=resume[stage.digest])
-        if group:
-            if isinstance(outcome, Failed) and stage.digest not in config["ended"]:
-                raise RuntimeError(outcome.error)  # the others may wait for this worker for ever
-            collective.barrier()  # what the lead exported is there for all
-        return outcome
-
-    for cell in config["cells"]:
-        run_stages(cell, run, ledger=job.ledger, observe=observe)
-
-
-def _stage(
-    stage: PlannedStage, job: Job, *, lead: bool, observe: Observe, from_step: int
-) -> Outcome | None:
-    should_stop = job.should_stop
-    if job.layout.workers > 1 and should_stop is not never:
-        should_stop = partial(_ask_lead, should_stop, lead=lead)
-    try:
-        return execute(
-            stage,
-            trainer=job.trainer,
-            ledger=job.ledger,
-            place=job.place,
-            observe=observe,
-            should_stop=should_stop,
-            lead=lead,
-            resume_step=from_step,
-            workers=job.layout.workers,
-            checkpoint_every_s=job.layout.checkpoint_every_s,
-        )
-    except Exception:
-        if not lead:  # Train now ends the group: first the lead may record its own, like failure
-            _wait_for_outcome(job.ledger, stage.digest)
-        raise
+    cells: Sequence[Cell] = config["cells"]
+    workers: int = config["workers"]
+    lead = not workers or train.get_context().get_world_rank() == 0
+    post = _Post(job, config["group"])
+    grow = Growth(job.layout, job.trainer, cells, workers or 1)
+    with ExitStack() as stack:
+        told = stack.enter_context(SIGTERM.at_work(job.layout.grace_s))
+        stack.enter_context(Watch(partial(post.look, told)))
+        for cell in cells:
+            execute_cell(
+                cell,
+                trainer=job.trainer,
+                ledger=job.ledger,
+                place=job.place,
+                observe=Sender(job.events) if lead else _silent,
+                should_stop=lambda: post.word.stop or job.should_stop() or grow(),
+                notice=lambda: post.word.notice,
+                terms=job.terms,
+                group=_group(workers, lead, post),
+            )
 
 
-def _wait_for_outcome(ledger: Ledger, digest: str) -> None:
-    end = time.monotonic() + _LEAD_GRACE_S
-    while ledger.outcome(digest) is None and time.monotonic() < end:
-        time.sleep(_LOOK_EVERY_S)
+def _group(workers: int, lead: bool, post: "_Post") -> Group:
+    if not workers:
+        return ALONE
+    return Group(
+        workers=workers,
+        lead=lead,
+        share=lambda value: collective.broadcast_from_rank_zero(_brief(value) if lead else None),
+        blame=post.blame if lead else post.raised,
+    )
 
 
-def _ask_lead(ask: Callable[[], bool], *, lead: bool) -> bool:
-    """One answer for all workers of a group: they must stop after the same step."""
-    answer: bool = collective.broadcast_from_rank_zero(ask() if lead else None)
-    return answer
+def _brief(value: Any) -> Any:
+    """What the workers need of a result: a broadcast must be small."""
+    match value:
+        case (Finished(), step):
+            return Finished({}), step
+        case (Failed(), step):
+            return Failed(""), step
+    return value
+
+
+class _Post:
+    """A worker's end of the board."""
+
+    def __init__(self, job: Job, group: str) -> None:
+        self._job, self._board, self._group = job, job.board, group
+        self._node = ray.get_runtime_context().get_node_id()
+        self.word = Word(stop=False, notice="", error=None)
+
+    def look(self, told: Callable[[], str]) -> str:
+        """Post what this worker knows, and take what the board says; in a thread."""
+        mine = told() or announced(self._job.layout.notice or "")
+        try:
+            self.word = ray.get(self._board.report.remote(self._group, self._node, mine), timeout=5)
+        except RayError:  # the board is away, so what this worker knows has to do
+            self.word = self.word._replace(notice=mine or self.word.notice)
+        return self.word.notice
+
+    def raised(self, error: Exception) -> Exception:
+        """Post an exception, and wait until the lead has ended the group, or Train has."""
+        self._board.raised.remote(self._group, error)
+        time.sleep(2 * _BLAME_WITHIN_S)
+        return error
+
+    def blame(self, error: Exception) -> Exception:
+        """The exception of a peer where one came; a peer that was lost takes this worker along."""
+        end = time.monotonic() + _BLAME_WITHIN_S
+        while self.word.error is None and time.monotonic() < end:
+            time.sleep(0.1)
+        return self.word.error or error
 
 
 def _silent(event: Event) -> None:

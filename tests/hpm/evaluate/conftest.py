@@ -28,6 +28,8 @@ class Here:
 class Finished:
     steps: list[Progress]
     result: Result | None
+    traces: list[Mapping[str, str]]
+    """Of every step, taken before the next."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -84,13 +86,14 @@ def _export(run: Any, config: Any, place: Here, folder: Path) -> Path:
 
 
 def _drain(stage: StageRun, save_at: int | None = None, folder: Path | None = None) -> Finished:
-    steps = []
+    steps, traces = [], []
     while True:
         try:
             progress = next(stage)
         except StopIteration as end:
-            return Finished(steps, end.value)
+            return Finished(steps, end.value, traces)
         steps.append(progress)
+        traces.append(progress.trace())
         if progress.step == save_at:
             assert folder is not None
             progress.save(folder)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hpm.config import Data
+from hpm.data.errors import DataError
 from hpm.data.loading import evaluation_batches
 from hpm.data.source import open_source
 from hpm.evaluate.config import EvalData
@@ -77,7 +78,7 @@ def test_features__that_fit_into_no_memory_are_refused_at_once(tmp_path):
     export_pixels(tmp_path, Data())
     frozen = load_frozen(tmp_path, data=None, pool="cls")
     said = "150528 values of each of 1281167 images need 718 GiB. Give a pixels reference a smaller"
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(DataError, match=re.escape(said)):
         Features(Vast(), frozen.width)
 
 

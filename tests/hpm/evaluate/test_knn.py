@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from hpm.data.errors import DataError
 from hpm.evaluate.accuracy import top_percent
 from hpm.evaluate.config import EvalData, Knn
 from hpm.evaluate.knn import nearest, run, vote
@@ -136,6 +137,8 @@ def test_knn__resumes_bit_identically(drain, stage, encoder, tmp_path, step):
     assert [progress.step for progress in rest.steps] == list(range(step + 1, 6))
     assert {progress.total for progress in rest.steps} <= {5}
     assert rest.result.metrics == whole.result.metrics
+    assert rest.traces == whole.traces[step:]
+    assert len({trace["state"] for trace in whole.traces}) == 5
 
 
 def test_knn__stops_when_told(drain, stage, encoder):
@@ -146,8 +149,9 @@ def test_knn__stops_when_told(drain, stage, encoder):
 
 
 def test_knn__refuses_more_neighbours_than_images(stage, encoder):
-    with pytest.raises(ValueError, match=r"300 images of the training split, got k=301"):
+    with pytest.raises(DataError, match=r"300 images of the training split, got k=301") as caught:
         next(stage(run, Knn(k=(5, 301), report_k=5), encoder))
+    assert not caught.value.retry
 
 
 def test_knn__brings_images_of_its_own_data_to_the_encoders_size(drain, stage, encoder, pixels):

@@ -104,6 +104,7 @@ def test_linear__resumes_bit_identically(drain, stage, encoder, tmp_path, config
     tail = [progress.metrics for progress in whole.steps[step:]]
     assert [progress.metrics for progress in rest.steps] == tail
     assert rest.result.metrics == whole.result.metrics
+    assert rest.traces == whole.traces[step:]
     for name, done in (("whole", whole), ("rest", rest)):
         (tmp_path / name).mkdir()
         done.steps[-1].save(tmp_path / name)
@@ -112,6 +113,20 @@ def test_linear__resumes_bit_identically(drain, stage, encoder, tmp_path, config
         for name in ("whole", "rest")
     )
     torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("config", "extracted"), [(FROZEN, BANK + QUERIES), (AUGMENTED, QUERIES)])
+def test_linear__traces_features_and_then_updates(drain, stage, encoder, config, extracted):
+    one, other = (drain(stage(run, config, encoder, seed=seed)).traces for seed in (0, 1))
+    names = [set(trace) for trace in one]
+    assert names == [{"state"}] * extracted + [{"weights", "optimizer", "samples"}] * (
+        len(one) - extracted
+    )
+    assert one[:extracted] == other[:extracted]
+    for mine, theirs in zip(one[extracted:], other[extracted:], strict=True):
+        assert {name for name in mine if mine[name] == theirs[name]} == set()
+    everything = [value for trace in one for value in trace.values()]
+    assert len(set(everything)) == len(everything)
 
 
 def test_linear__the_seed_moves_weights_and_order(drain, stage, encoder):

@@ -27,6 +27,17 @@ def test_random__needs_nothing_to_resume(drain, stage, settings, tmp_path):
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def test_references__trace_what_they_export(drain, stage, settings):
+    def trace(run, config, seed):
+        return drain(stage(run, config, None, seed=seed)).steps[0].trace()
+
+    random = [trace(run_random, settings, seed) for seed in (0, 0, 1)]
+    assert random[0] == random[1] != random[2]
+    pixels = [trace(run_pixels, Pixels(data=settings.data), seed) for seed in (0, 1)]
+    assert pixels[0] == pixels[1] != random[0]
+    assert {frozenset(found) for found in (*random, *pixels)} == {frozenset({"state"})}
+
+
 def test_references__stop_when_told(drain, stage, settings):
     for run, config in ((run_random, settings), (run_pixels, Pixels(data=settings.data))):
         done = drain(stage(run, config, None, should_stop=lambda: True))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpm.data.decoding import decode
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.layout import Folders, image_files
 
 __all__ = ["FolderImages", "open_folder"]
@@ -36,7 +36,7 @@ class FolderImages:
         try:
             encoded = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+            raise UnreachableError(f"{path} cannot be read: {error.strerror}.") from error
         return decode(encoded, named=str(path))
 
     def label(self, index: int) -> int:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, UnreachableError
 
 __all__ = [
     "EMBEDDED",
@@ -66,7 +66,8 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
     exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`.
 
     Raises:
-        DataError: the name is unknown, its folder absent, or laid out otherwise.
+        DataError: the name is unknown.
+        UnreachableError: its folder is absent, or no split is in it.
         OSError: a folder cannot be looked into.
     """
     if name == EMBEDDED:
@@ -80,10 +81,11 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
         raise DataError(_unknown(name, roots))
     root = roots[name]
     if not root.is_dir():
-        raise DataError(f"Data set {name!r} must lie in an existing folder, got {root}.")
+        raise UnreachableError(f"Data set {name!r} must lie in an existing folder, got {root}.")
     layout = _folders(root) or _tables(root) or _tables(root / "data")
     if layout is None:
-        raise DataError(
+        # It may be there at another time: what a disk is mounted on is an empty folder without it.
+        raise UnreachableError(
             f"Data set {name!r} must have a training and a validation split in {root}: the folders "
             "train and val with a folder for each class, or the files train*.parquet and "
             "val*.parquet (validation*, test*); they are not there."

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpm.data.decoding import decode
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.layout import Tables
 
 __all__ = ["HELD_BYTES", "FileVersion", "ParquetImages", "labels_digest", "open_parquet"]
@@ -110,7 +110,10 @@ def _reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} must be a readable Parquet file; replace it ({error}).") from error
+        # Arrow raises OSError for damage too, but then it has no number of the system's.
+        system = isinstance(error, OSError) and error.errno is not None
+        kind = UnreachableError if system else DataError
+        raise kind(f"{path} must be a readable Parquet file; replace it ({error}).") from error
 
 
 def _open_all(tables: Tables) -> _Files:

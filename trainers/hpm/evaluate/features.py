@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hpm.config import Data
+from hpm.data.errors import DataError
 from hpm.data.loading import evaluation_batches
 from hpm.data.source import Source
 from hpm.distributed import all_gather, this_worker
@@ -94,7 +95,7 @@ class Features:
     """The features and labels of one split, of which the first `filled` images are there.
 
     Raises:
-        ValueError: the features of the split need more than 16 GiB.
+        DataError: the features of the split need more than 16 GiB.
     """
 
     def __init__(self, source: Source, width: int) -> None:
@@ -159,7 +160,7 @@ class Features:
 def _require_room(images: int, width: int) -> None:
     needed = 4 * images * width
     if needed > _ROOM:
-        raise ValueError(
+        raise DataError(
             f"Features must fit into {_ROOM / 2**30:.0f} GiB, but {width} values of each of "
             f"{images} images need {needed / 2**30:.0f} GiB. "
             "Give a pixels reference a smaller data.image_size, or evaluate on fewer images."

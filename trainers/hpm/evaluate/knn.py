@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hpm.checkpoint import load_state, save_state
+from hpm.data.errors import DataError
 from hpm.data.source import open_source
 from hpm.determinism import settle
 from hpm.evaluate.accuracy import best_classes, top_percent, write_predictions
 from hpm.evaluate.config import Knn
 from hpm.evaluate.features import Features, load_frozen
 from hpm.progress import Place, Progress, Result, StageRun
+from hpm.tracing import digest
 
 __all__ = ["nearest", "run", "vote"]
 
@@ -39,10 +41,11 @@ def run(
     """Extract the features of both splits, one batch a step, then vote; `seed` changes nothing.
 
     The result holds `top1_kK` and `top5_kK` for every k, and `top1` and `top5` for `report_k`,
-    in percent (0 to 100); its export keeps the guesses of `report_k`.
+    in percent (0 to 100); its export keeps the guesses of `report_k`. A trace has `state`, the
+    features so far.
 
     Raises:
-        ValueError: the bank has fewer images than some k.
+        DataError: a split is absent or unreadable, or the bank has fewer images than some k.
     """
     assert inputs is not None, "k-NN needs an exported encoder"
     settle(place.threads)
@@ -51,12 +54,12 @@ def run(
     queries = Features(open_source(encoder.data.name, "val", place.data), encoder.width)
     _check_bank(len(bank.source), config.k)
     if resume is not None:
-        state = load_state(resume, torch.device("cpu"))
-        bank.restore(state["bank"])
-        queries.restore(state["queries"])
+        kept = load_state(resume, torch.device("cpu"))
+        bank.restore(kept["bank"])
+        queries.restore(kept["queries"])
 
-    def save(folder: Path) -> None:
-        save_state(folder, {"bank": bank.state(), "queries": queries.state()})
+    def state() -> dict[str, object]:
+        return {"bank": bank.state(), "queries": queries.state()}
 
     for features in (bank, queries):
         filling = features.fill(encoder, loaders=place.loaders)
@@ -64,7 +67,14 @@ def run(
             if should_stop():
                 return None
             next(filling)
-            yield Progress(bank.done + queries.done, bank.steps + queries.steps, {}, save)
+            done, total = bank.done + queries.done, bank.steps + queries.steps
+            yield Progress(
+                done,
+                total,
+                {},
+                save=lambda folder: save_state(folder, state()),
+                trace=lambda: {"state": digest(state())},
+            )
     return _result(config, bank, queries, encoder.device)
 
 
@@ -116,7 +126,7 @@ def _result(config: Knn, bank: Features, queries: Features, device: torch.device
 
 def _check_bank(images: int, k: tuple[int, ...]) -> None:
     if max(k) > images:
-        raise ValueError(
+        raise DataError(
             f"k must not exceed the {images} images of the training split, got k={max(k)}. "
             "Leave that k out, or use more images."
         )

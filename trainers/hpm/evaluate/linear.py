@@ -8,6 +8,7 @@ the features of all of them. Letters: N images, B of a batch, D width, C classes
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self, final
 
@@ -26,6 +27,7 @@ from hpm.evaluate.features import Features, FrozenEncoder, load_frozen
 from hpm.evaluate.probe import Probe
 from hpm.progress import Place, Progress, Result, StageRun
 from hpm.randomness import Purpose, generator
+from hpm.tracing import digest
 
 __all__ = ["run"]
 
@@ -45,7 +47,8 @@ def run(
     The last step of an epoch has the epoch's mean `loss`. The result holds `top1` and `top5` of
     the last epoch's probe in percent (0 to 100), never of the best one; its export keeps the
     guesses. With `augment`, crops are 0.08 or more of an image, which is the official recipe's
-    range, unless `data` says otherwise.
+    range, unless `data` says otherwise. A trace has `state`, the features so far, while they are
+    extracted; then `weights`, `optimizer` and `samples`, those of this worker in the update.
 
     Raises:
         DataError: a split is absent, unreadable or, for training, smaller than a batch.
@@ -62,13 +65,15 @@ def run(
             if should_stop():
                 return None
             next(filling)
-            yield Progress(work.done, work.total, {}, work.save)
+            yield Progress(work.done, work.total, {}, work.save, work.trace_features)
     batches = work.batches(place.loaders)
     while work.done < work.total:
         if should_stop():
             return None
-        metrics = work.probe.update(*next(batches))
-        yield Progress(work.done, work.total, metrics, work.save)
+        rows_BD, labels_B, samples = next(batches)
+        metrics = work.probe.update(rows_BD, labels_B)
+        trace = partial(work.trace_update, samples)
+        yield Progress(work.done, work.total, metrics, work.save, trace)
     return work.result()
 
 
@@ -125,13 +130,18 @@ class _Work:
     def total(self) -> int:
         return sum(features.steps for features in self.extracted) + self.probe.total
 
-    def batches(self, loaders: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features [B, D] and labels [B] of each update that is still to be done."""
+    def batches(self, loaders: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Features [B, D], labels [B] and this worker's samples of each update still to be done."""
         return self._encoded(loaders) if self.bank is None else self._chosen(self.bank)
 
     def save(self, folder: Path) -> None:
-        features = [features.state() for features in self.extracted]
-        save_state(folder, {"features": features, "probe": self.probe.state()})
+        save_state(folder, {"features": self._features(), "probe": self.probe.state()})
+
+    def trace_features(self) -> dict[str, str]:
+        return {"state": digest(self._features())}
+
+    def trace_update(self, samples: Tensor) -> dict[str, str]:
+        return {**self.probe.trace(), "samples": digest(samples)}
 
     def restore(self, folder: Path) -> None:
         state = load_state(folder, torch.device("cpu"))
@@ -145,7 +155,10 @@ class _Work:
         metrics = {f"top{n}": top_percent(guesses_NK, labels_N, n) for n in (1, 5)}
         return Result(metrics, lambda folder: write_predictions(folder, guesses_NK, labels_N))
 
-    def _encoded(self, loaders: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _features(self) -> list[dict[str, Tensor]]:
+        return [features.state() for features in self.extracted]
+
+    def _encoded(self, loaders: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         worker = this_worker()
         for batch in training_batches(
             self.source,
@@ -159,9 +172,10 @@ class _Work:
             loaders=loaders,
         ):
             rows_BD = self.encoder.encode(batch.images)
-            yield all_gather(rows_BD), all_gather(batch.labels.to(rows_BD.device))
+            labels_B = all_gather(batch.labels.to(rows_BD.device))
+            yield all_gather(rows_BD), labels_B, batch.indices
 
-    def _chosen(self, bank: Features) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chosen(self, bank: Features) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         size, steps = self.probe.config.batch_size, self.probe.epoch_steps
         first_epoch, first = divmod(self.probe.done, steps)
         for epoch in range(first_epoch, self.probe.config.epochs):
@@ -169,4 +183,5 @@ class _Work:
             batches = torch.split(order[: steps * size], size)
             for batch_B in batches[first if epoch == first_epoch else 0 :]:
                 device = self.encoder.device
-                yield bank.rows_ND[batch_B].to(device), bank.labels_N[batch_B].to(device)
+                rows_BD, labels_B = bank.rows_ND[batch_B], bank.labels_N[batch_B]
+                yield rows_BD.to(device), labels_B.to(device), batch_B

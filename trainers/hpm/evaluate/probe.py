@@ -17,6 +17,7 @@ from hpm.evaluate.config import Linear
 from hpm.optim import set_learning_rate
 from hpm.progress import NonFiniteLossError
 from hpm.schedules import learning_rate
+from hpm.tracing import digest
 
 __all__ = ["Probe"]
 
@@ -90,6 +91,13 @@ class Probe:
             "done": self.done,
             "loss_sum": self.loss_sum,
             "last_loss": self.last_loss,
+        }
+
+    def trace(self) -> dict[str, str]:
+        """Digests of `weights` (and the statistics of the normalisation) and `optimizer`."""
+        return {
+            "weights": digest(self.head.state_dict()),
+            "optimizer": digest(self.optimizer.state_dict()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,9 @@
 Both stand in for pretraining, so the very same evaluations run on what they export.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from hpm.determinism import settle
@@ -11,6 +13,7 @@ from hpm.evaluate.config import Pixels, Random
 from hpm.evaluate.features import export_pixels
 from hpm.model import VisionTransformer, initialize
 from hpm.progress import Place, Progress, Result, StageRun
+from hpm.tracing import digest
 from hpm.weights import Description, export_encoder
 
 __all__ = ["run_pixels", "run_random"]
@@ -33,7 +36,7 @@ def run_random(
     settle(place.threads)
     encoder = VisionTransformer(config.encoder, image_size=config.data.image_size)
     initialize(encoder, seed=seed)
-    yield Progress(1, 1, {}, _save_nothing)
+    yield Progress(1, 1, {}, _save_nothing, partial(_trace, encoder.state_dict()))
     description = Description(config.encoder, config.data)
     return Result({}, lambda folder: export_encoder(folder, description, student=encoder))
 
@@ -52,9 +55,13 @@ def run_pixels(
     assert inputs is None, "a reference starts from nothing"
     if should_stop():
         return None
-    yield Progress(1, 1, {}, _save_nothing)
+    yield Progress(1, 1, {}, _save_nothing, partial(_trace, asdict(config.data)))
     return Result({}, lambda folder: export_pixels(folder, config.data))
 
 
 def _save_nothing(folder: Path) -> None:
     """All that a reference is follows from its configuration and seed."""
+
+
+def _trace(exported: Mapping[str, object]) -> dict[str, str]:
+    return {"state": digest(exported)}

@@ -1,0 +1,75 @@
+"""What can be typed: the commands and their flags, none of which changes the science."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from ablation.profile import workers_of
+
+__all__ = ["make_parser"]
+
+
+def make_parser(
+    functions: Mapping[str, Callable[[argparse.Namespace], int]],
+) -> argparse.ArgumentParser:
+    """The parser; the options it gives hold their command's function as `command`."""
+    parser = argparse.ArgumentParser(
+        prog="ablation", description="From a study in YAML to a comparison table."
+    )
+    parser.add_argument("--version", action="version", version=version("hpm-ablation"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, about in (
+        ("plan", "show the cells of a study and what is done; runs nothing"),
+        ("run", "run what is missing of a study, then show its table"),
+        ("status", "show how every stage of a study stands"),
+        ("table", "show a study's comparison table"),
+        ("why", "tell what happened to the cells of a row"),
+        ("sync", "repeat in MLflow what the ledger holds of a study"),
+    ):
+        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
+        _add_place(sub)
+        sub.set_defaults(command=functions[name])
+        if name == "run":
+            _add_running(sub)
+        if name == "table":
+            sub.add_argument("--format", choices=("text", "md", "csv"), default="text")
+        if name == "why":
+            sub.add_argument("cell", metavar="CELL", help="a row, or `row, seed N`")
+    resume = commands.add_parser("resume", help="run what is missing of a study of the ledger")
+    resume.add_argument("name", metavar="NAME", help="the study's name; its file is in the ledger")
+    _add_place(resume)
+    _add_running(resume)
+    resume.set_defaults(command=functions["resume"])
+    ui = commands.add_parser("ui", help="start the MLflow server on the embedded store")
+    _add_place(ui)
+    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
+    ui.set_defaults(command=functions["ui"])
+    schema = commands.add_parser("schema", help="print the JSON Schema of study files")
+    schema.add_argument("--trainer", default="hpm", help="whose settings (default: hpm)")
+    schema.set_defaults(command=functions["schema"])
+    trainers = commands.add_parser("trainers", help="list the installed trainers")
+    trainers.set_defaults(command=functions["trainers"])
+    return parser
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--inline", action="store_true", help="in this process, without Ray")
+    parser.add_argument("--workers", type=workers_of, metavar="N", help="of a cell: 2, or 1..4")
+    parser.add_argument(
+        "--supervise", action="store_true", help="begin again where the driver itself is lost"
+    )
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_argument_group("place (never part of the science)")
+    place.add_argument("--on", type=Path, metavar="PROFILE", help="a profile's YAML file")
+    place.add_argument("--storage", metavar="URI", help="folder or URI of the ledger")
+    place.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="where a data set lies; may be repeated",
+    )

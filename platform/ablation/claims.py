@@ -1,0 +1,89 @@
+"""What processes say of their hold on a stage: an object each, `<epoch>-<name>.json`."""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
+
+from ablation.process import Process
+from ablation.storage import Storage
+
+__all__ = ["Claim", "claims_at", "clear", "names_at", "put", "there"]
+
+_NAME = re.compile(r"(\d{6}-\w+)\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a process says of its hold on a stage, and how far it has come."""
+
+    name: str
+    """`<epoch>-<random>`."""
+    process: Process
+    run: str
+    """The call of `ablation run` that it works for."""
+    beat: int = 0
+    attempt: int = 0
+    step: int = 0
+    notice: str = ""
+    """What it was told of its coming end, empty before."""
+    now_ms: int = 0
+    """Its own clock: for people, never compared."""
+    over: bool = False
+    """Whether it was given up."""
+
+    @property
+    def epoch(self) -> int:
+        """Claims of a stage in the order of their takeovers."""
+        return int(self.name.partition("-")[0])
+
+    def to_bytes(self) -> bytes:
+        """The claim as JSON."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Claim":
+        """The inverse of `to_bytes`; what it does not know is left out.
+
+        Raises ValueError, KeyError or TypeError for anything else.
+        """
+        body = json.loads(content)
+        known = {part.name for part in fields(cls)} & {*body}
+        process = Process(**body["process"])
+        return cls(**{**{name: body[name] for name in known}, "process": process})
+
+
+def claims_at(storage: Storage, path: str) -> dict[str, Claim]:
+    """The claims at `path` by name; of one that cannot be read the name alone is known."""
+    found: dict[str, Claim] = {}
+    for name in names_at(storage, path):
+        content = storage.read(f"{path}/{name}.json")
+        if content is None:  # released since it was listed
+            continue
+        try:
+            found[name] = replace(Claim.parse(content), name=name)
+        except (ValueError, KeyError, TypeError):
+            found[name] = Claim(name=name, process=Process(host="", pid=0, born=""), run="")
+    return found
+
+
+def names_at(storage: Storage, path: str) -> list[str]:
+    """Names of the claims at `path`, those of the lowest epoch first."""
+    return [match[1] for match in map(_NAME.fullmatch, storage.names(path)) if match]
+
+
+def there(storage: Storage, path: str, claim: Claim) -> bool:
+    """Whether a claim was not removed."""
+    return storage.read(f"{path}/{claim.name}.json") is not None
+
+
+def put(storage: Storage, path: str, claim: Claim) -> None:
+    """Write a claim, over what it said before."""
+    storage.write(f"{path}/{claim.name}.json", claim.to_bytes(), durable=False)
+
+
+def clear(storage: Storage, path: str, names: Collection[str]) -> None:
+    """Remove claims, and what is left of writing them."""
+    for file in storage.names(path):
+        if file.partition(".")[0] in names:
+            storage.remove(f"{path}/{file}")

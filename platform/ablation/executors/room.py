@@ -1,0 +1,57 @@
+"""How many workers a cell gets that may shrink and grow: as many as there is room for."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from ablation.cells import Cell
+from ablation.layout import Layout
+from ablation.protocol import Trainer
+
+__all__ = ["Growth", "fitting", "free_workers"]
+
+_LOOK_EVERY_S = 30.0
+
+
+def fitting(layout: Layout, trainer: Trainer, cells: Sequence[Cell], room: int) -> int:
+    """The most workers, of so many for which there is room, that the cells' settings allow.
+
+    It is the layout's least where there is no room, or where nothing else is allowed.
+    """
+    configs = [stage.config for cell in cells for stage in cell]
+    for workers in range(min(layout.most, room), layout.least, -1):
+        if not any(trainer.check(config, workers) for config in configs):
+            return workers
+    return layout.least
+
+
+def free_workers(layout: Layout) -> int:
+    """For how many workers the cluster has room now."""
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    room = free.get("CPU", 0.0) // layout.cpus_per_worker
+    if layout.gpus_per_worker:
+        room = min(room, free.get("GPU", 0.0) // layout.gpus_per_worker)
+    return int(room)
+
+
+@dataclass(slots=True)
+class Growth:
+    """Whether a group of so many workers could be larger; it looks every half minute."""
+
+    layout: Layout
+    trainer: Trainer
+    cells: Sequence[Cell]
+    workers: int
+    looked: float = 0.0
+    found: bool = False
+
+    def __call__(self) -> bool:
+        """Whether there is room for a larger group."""
+        now = time.monotonic()
+        if self.workers < self.layout.most and now - self.looked > _LOOK_EVERY_S:
+            room = self.workers + free_workers(self.layout)
+            larger = fitting(self.layout, self.trainer, self.cells, room)
+            self.looked, self.found = now, self.looked > 0 and larger > self.workers
+        return self.found

@@ -1,0 +1,56 @@
+"""Waiting for a storage that refuses: a full disk, a server that is down, a network that is cut."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["IMPATIENT", "Patience", "Waits"]
+
+_FIRST_TOLD = 3
+"""A refusal that passes within a second is not worth a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a storage that refuses is asked again, and who is told why nothing goes on."""
+
+    seconds: float
+    say: Callable[[str], None]
+
+    def waits(self) -> "Waits":
+        """Those of one request, from now on."""
+        return Waits(self, time.monotonic())
+
+
+@dataclass(slots=True)
+class Waits:
+    """The waits of one request."""
+
+    patience: Patience
+    begun: float
+    count: int = 0
+
+    def wait(self, refusal: str) -> bool:
+        """Wait before the next try; False where there is to be none."""
+        left = self.begun + self.patience.seconds - time.monotonic()
+        if left <= 0:
+            return False
+        if self.count == _FIRST_TOLD:
+            self.patience.say(f"{refusal} Waiting for the storage, for up to {left:.0f} s.")
+        time.sleep(min(2.0 ** min(self.count - 2, 4), left))  # 0.25 s, then twice that, to 16 s
+        self.count += 1
+        return True
+
+    def over(self) -> None:
+        """The request was granted."""
+        if self.count > _FIRST_TOLD:
+            waited = time.monotonic() - self.begun
+            self.patience.say(f"The storage answers again after {waited:.0f} s.")
+
+
+def _unheard(message: str) -> None:
+    """Nobody waits, so nobody is told."""
+
+
+IMPATIENT = Patience(0.0, _unheard)
+"""Nobody waits: a refusal is an error at once."""

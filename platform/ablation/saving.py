@@ -1,0 +1,104 @@
+"""Checkpoints on their way to the storage, in the background: training waits only for the copy."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Protocol
+
+from ablation.journal import Record
+
+__all__ = ["Saving"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Commit(Protocol):
+    def __call__(
+        self, step: int, total: int, /, *, folder: Path, records: Sequence[Record]
+    ) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Saving:
+    """Saves one state at a time. What goes wrong in the background is raised at the next call.
+
+    `commit` makes a folder permanent; `committed` is told of it, in the background too. The block
+    ends when nothing is under way any more.
+    """
+
+    commit: _Commit
+    committed: Callable[[int, int, tuple[Record, ...]], None]
+    _under_way: "Future[None] | None" = None
+
+    def save(
+        self,
+        step: int,
+        total: int,
+        *,
+        write: Callable[[Path], None],
+        records: Sequence[Record],
+    ) -> None:
+        """Write a state into a folder of its own now, and see to its commit later."""
+        self.wait()
+        folder = TemporaryDirectory(prefix="ablation-")
+        try:
+            write(Path(folder.name))
+        except BaseException:
+            folder.cleanup()
+            raise
+        self._under_way = _in_background(partial(self._finish, step, total, folder, tuple(records)))
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        if self._under_way is not None:
+            self._under_way.exception()  # waits; an interrupt leaves it under way
+            done, self._under_way = self._under_way, None
+            done.result()
+
+    def __enter__(self) -> "Saving":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # What is under way is let finish, so that it is no other attempt's concern.
+        if error is None:
+            self.wait()
+        elif self._under_way is not None and (trouble := self._under_way.exception()) is not None:
+            _log.warning("The last checkpoint was not saved: %s", trouble)
+
+    def _finish(
+        self,
+        step: int,
+        total: int,
+        folder: "TemporaryDirectory[str]",
+        records: tuple[Record, ...],
+    ) -> None:
+        with folder:
+            self.commit(step, total, folder=Path(folder.name), records=records)
+        self.committed(step, total, records)
+
+
+def _in_background(act: Callable[[], None]) -> "Future[None]":
+    """Act in a daemon thread: a pool's would keep a process that was told to end from its end."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="saving", daemon=True).start()
+    return done

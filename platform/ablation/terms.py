@@ -1,0 +1,24 @@
+"""Under which terms stages are worked on: what is the same for every stage of a run."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from ablation.pace import Pace
+
+__all__ = ["Terms"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """None of it changes a result.
+
+    `run` names the run, which began at `queued_ms` (milliseconds since 1970, UTC). A stage is
+    tried again after `max_failures` exceptions; a storage that refuses is asked again for
+    `patience_s` seconds.
+    """
+
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+    queued_ms: int | None = None
+    pace: Pace = field(default_factory=Pace)
+    max_failures: int = 1
+    patience_s: float = 0.0

@@ -1,0 +1,133 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ablation.attempts import Attempt
+from ablation.retries import MAX_LOSSES_IN_PLACE, cause_of, enough
+
+
+def tries(*parts: dict[str, Any]) -> Sequence[Attempt]:
+    return [
+        Attempt(**{"number": n, "begun_ms": 0, "from_step": 0, "run": "now", **part})
+        for n, part in enumerate(parts, 1)
+    ]
+
+
+def lost(from_step: int = 0, step: int | None = None, **parts: Any) -> dict[str, Any]:
+    return {"ended": "lost", "from_step": from_step, "step": step, **parts}
+
+
+def failed(error: str, step: int = 3, **parts: Any) -> dict[str, Any]:
+    return {"ended": "failed", "error": error, "step": step, "cause": "exception", **parts}
+
+
+class FinalError(Exception):
+    retry = False
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch and Ray call theirs."""
+
+
+class CudaError(OutOfMemoryError): ...
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ValueError("x"), "exception"),
+        (KeyboardInterrupt(), "exception"),
+        (FinalError("x"), "final"),
+        (MemoryError(), "memory"),
+        (OutOfMemoryError(), "memory"),
+        (CudaError(), "memory"),
+        (RuntimeError("out of memory"), "exception"),
+    ],
+)
+def test_cause__is_known_by_the_class(error, cause):
+    assert cause_of(error) == cause
+
+
+@pytest.mark.parametrize("ended", ["finished", "interrupted", "preempted", None])
+@pytest.mark.parametrize("max_failures", [0, 3])
+def test_enough__is_never_what_somebody_else_did(ended, max_failures):
+    attempts = tries(*[{"ended": ended}] * 20)
+    assert enough(attempts, max_failures=max_failures) is None
+
+
+def test_enough__five_losses_in_a_row_in_place():
+    for count in range(1, MAX_LOSSES_IN_PLACE):
+        assert enough(tries(*[lost(4, 4)] * count), max_failures=0) is None
+    reason = enough(tries(*[lost(4, 4)] * MAX_LOSSES_IN_PLACE), max_failures=9)
+    assert reason == "its process was lost 5 times in a row at step 4"
+
+
+def test_enough__a_process_that_left_no_word_got_nowhere():
+    """It died before its first beat, on whatever machine."""
+    assert enough(tries(*[lost(4, None)] * 5), max_failures=0) is not None
+    assert enough(tries(*[lost(4, None)] * 4), max_failures=0) is None
+
+
+def test_enough__progress_begins_the_row_anew():
+    """Whether it was committed or, by the last beat, only done."""
+    assert enough(tries(*[lost(4)] * 4, lost(6)), max_failures=0) is None
+    assert enough(tries(*[lost(4)] * 4, lost(6), *[lost(6)] * 4), max_failures=0) is not None
+    assert enough(tries(*[lost(4)] * 4, lost(4, 6), *[lost(4)] * 4), max_failures=0) is None
+    assert enough(tries(*[lost(step, step + 9) for step in range(50)]), max_failures=0) is None
+
+
+def test_enough__a_crash_at_one_step_before_any_checkpoint_ends():
+    """Each time it gets to step 30, or as far on the way there as the last beat saw."""
+    steps = [27, 30, 29, 30, 28, 30]
+    attempts = tries(*[lost(0, step) for step in steps])
+    assert enough(attempts[:-1], max_failures=0) is None
+    reason = enough([*attempts, *tries(lost(0, 30))], max_failures=0)
+    assert reason == "its process was lost 5 times in a row at step 30"
+
+
+@pytest.mark.parametrize("ended", ["preempted", "interrupted", "failed"])
+def test_enough__only_losses_in_a_row(ended):
+    attempts = tries(*[lost()] * 4, {"ended": ended, "cause": "exception"}, *[lost()] * 4)
+    assert enough(attempts, max_failures=9) is None
+
+
+@pytest.mark.parametrize("max_failures", range(4))
+def test_enough__as_many_exceptions_as_are_allowed(max_failures):
+    attempts = tries(*[failed(f"error {n}") for n in range(max_failures + 1)])
+    for count in range(1, max_failures + 1):
+        assert enough(attempts[:count], max_failures=max_failures) is None
+    assert str(max_failures) in str(enough(attempts, max_failures=max_failures))
+
+
+def test_enough__exceptions_count_wherever_they_lie():
+    between = [lost(), {"ended": "preempted"}]
+    attempts = tries(failed("a"), *between, failed("b"), *between, failed("c"))
+    assert enough(attempts, max_failures=2) is not None
+    assert enough(attempts, max_failures=3) is None
+
+
+def test_enough__the_same_exception_at_one_step():
+    assert enough(tries(failed("a", 3), failed("a", 3)), max_failures=9) == (
+        "the same exception came twice at step 3"
+    )
+    assert enough(tries(failed("a", 3), failed("b", 3)), max_failures=9) is None
+    assert enough(tries(failed("a", 3), failed("a", 4)), max_failures=9) is None
+    assert enough(tries(failed("a", 3), failed("b", 4), failed("a", 3)), max_failures=9) is not None
+    assert enough(tries(lost(3, 3), failed("a", 3)), max_failures=9) is None
+
+
+@pytest.mark.parametrize("cause", ["memory", "final"])
+def test_enough__what_another_try_cannot_change(cause):
+    assert enough(tries(failed("a", cause=cause)), max_failures=9) is not None
+    assert enough(tries(failed("a", cause=cause), lost()), max_failures=9) is None
+
+
+def test_enough__a_new_run_is_a_new_try():
+    before = [
+        *[lost(run="before")] * 9,
+        *[failed("a", run="before")] * 9,
+    ]
+    assert enough(tries(*before, lost()), max_failures=0) is None
+    assert enough(tries(*before, failed("a")), max_failures=1) is None
+    assert enough(tries(*before, failed("a")), max_failures=0) is not None
