@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/quickstart.yaml
 
-.PHONY: help install quickstart test lint lock clean
+FAULTS ?= 200
+SEED ?= 0
+
+.PHONY: help install quickstart test chaos lint lock clean
 
 help:
 	@echo "make quickstart  install, run $(STUDY), show its table"
 	@echo "make test        install, run the tests"
+	@echo "make chaos       install, let $(FAULTS) faults loose on studies, show what they cost (about 2 hours)"
 	@echo "make lint        format check, ruff, mypy, import-linter"
 	@echo "make lock        resolve requirements.lock anew"
 
@@ -28,6 +32,9 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest
+
+chaos: install
+	CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos -s tests/chaos
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -23,9 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ablation.events import Event
 from ablation.executors.cluster import run_cluster
 from ablation.layout import Layout
-from ablation.ledger import Ledger
 from ablation.protocol import Place
-from ablation.testing import Toy, ToyScore, ToyTrainer, toy_cell
+from ablation.testing import Toy, ToyScore, ToyTrainer, new_ledger, toy_cell
 
 
 def ours(count: int, folder: Path) -> list[float]:
@@ -45,7 +44,7 @@ def ours(count: int, folder: Path) -> list[float]:
     lost = run_cluster(
         cells,
         trainer=ToyTrainer(),
-        ledger=Ledger.open(folder / "ledger"),
+        ledger=new_ledger(folder / "ledger"),
         place=Place(data={"scratch": folder / "scratch"}),
         layout=Layout(concurrency=1),
         observe=observe,

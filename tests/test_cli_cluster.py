@@ -49,6 +49,7 @@ def _start(folder: Path, storage: str, *flags: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -78,11 +79,14 @@ def _wait_for_commit(storage: Path, running: "subprocess.Popen[str]") -> None:
 
 
 def test_run__killed_driver_goes_on_to_the_same_bits(folder: Path):
-    """SIGTERM ends with 130, SIGKILL at once; the same command then ends as if undisturbed."""
+    """SIGTERM ends with 130, SIGKILL at once; the same command then ends as if undisturbed.
+
+    Both go to the whole group, as `timeout` and batch systems send them.
+    """
     for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
         running = _start(folder, "cut")
         _wait_for_commit(folder / "cut", running)
-        running.send_signal(sent)
+        os.killpg(running.pid, sent)
         _, err = running.communicate(timeout=600)
         assert running.returncode == code, err
         assert "Traceback" not in err
@@ -114,4 +118,42 @@ def test_run__cell_larger_than_the_machine_exits_2(folder: Path):
     assert running.returncode == 2, err
     assert "A cell needs 80 worker(s)" in err
     assert "Traceback" not in err
-    assert not (folder / "none" / "stages").exists()
+    assert not (folder / "none").exists()
+
+
+TOYS = """\
+name: toys
+trainer: toy
+preset: toy
+set: {steps: 10, sleep_s: 0.1}
+seeds: [0, 1]
+evaluate: [score]
+metric: score/accuracy
+baseline: slow
+rows:
+  slow: {rate: 0.1}
+  fast: {rate: 0.3}
+"""
+
+
+def test_verify_resume__kills_and_certifies(folder: Path):
+    (folder / "toys.yaml").write_text(TOYS)
+
+    def ablation(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "ablation", *arguments, "--storage", "toys"]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
+        )
+
+    done = ablation("verify-resume", "toys.yaml", "--cell", "fast", "--kills", "2")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("fast, seed 0: all 12 steps compared, of 12, are the same")
+    assert "(kills: 2, " in line
+    assert "Traceback" not in done.stderr
+    assert "fast, seed 0: train goes on after step" in done.stderr
+    held = [path.name for path in (folder / "toys").rglob("*") if path.is_file()]
+    assert sorted(held) == ["certificate.json", "ledger.json"]
+    table = ablation("table", "toys.yaml", "--format", "md").stdout
+    assert "| fast ✓ |" in table
+    assert "| slow |" in table

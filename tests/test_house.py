@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_source__exports_what_it_says(path):
     names = getattr(import_module(module), "__all__", [])
     assert all(hasattr(sys.modules[module], name) for name in names)
     assert len(names) == len(set(names))
+
+
+def test_design__names_every_module():
+    tables = (ROOT / "docs" / "design.md").read_text().partition("## Cells")[0]
+    folders = [ROOT / "platform" / "ablation", ROOT / "trainers" / "hpm"]
+    paths = [path for folder in folders for path in folder.glob("*.py")]
+    paths += (ROOT / "platform" / "ablation" / "executors").glob("*.py")
+    names = {path.stem for path in paths} - {"__init__", "__main__"}
+    assert {name for name in names if not re.search(rf"\b{name}`", tables)} == set()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/**/*.yaml")), ids=lambda path: path.name)

@@ -25,6 +25,7 @@ def make_parser(
         ("status", "show how every stage of a study stands"),
         ("table", "show a study's comparison table"),
         ("why", "tell what happened to the cells of a row"),
+        ("verify-resume", "train a cell with kills and without, and compare every bit"),
         ("sync", "repeat in MLflow what the ledger holds of a study"),
     ):
         sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
@@ -35,6 +36,8 @@ def make_parser(
             _add_running(sub)
         if name == "table":
             sub.add_argument("--format", choices=("text", "md", "csv"), default="text")
+        if name == "verify-resume":
+            _add_verifying(sub)
         if name == "why":
             sub.add_argument("cell", metavar="CELL", help="a row, or `row, seed N`")
     resume = commands.add_parser("resume", help="run what is missing of a study of the ledger")
@@ -60,6 +63,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supervise", action="store_true", help="begin again where the driver itself is lost"
     )
+
+
+def _add_verifying(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cell", help="a row, or `row, seed N` (default: the first)")
+    parser.add_argument("--kills", type=int, default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of when and who (default: 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the training; nothing after it")
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

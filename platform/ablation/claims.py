@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 
+from ablation.manifest import read_sound
 from ablation.process import Process
 from ablation.storage import Storage
 
@@ -57,13 +58,12 @@ def claims_at(storage: Storage, path: str) -> dict[str, Claim]:
     """The claims at `path` by name; of one that cannot be read the name alone is known."""
     found: dict[str, Claim] = {}
     for name in names_at(storage, path):
-        content = storage.read(f"{path}/{name}.json")
-        if content is None:  # released since it was listed
-            continue
         try:
-            found[name] = replace(Claim.parse(content), name=name)
+            claim = read_sound(storage, f"{path}/{name}.json", Claim.parse)
         except (ValueError, KeyError, TypeError):
-            found[name] = Claim(name=name, process=Process(host="", pid=0, born=""), run="")
+            claim = Claim(name=name, process=Process(host="", pid=0, born=""), run="")
+        if claim is not None:  # else released since it was listed
+            found[name] = replace(claim, name=name)
     return found
 
 
@@ -84,6 +84,6 @@ def put(storage: Storage, path: str, claim: Claim) -> None:
 
 def clear(storage: Storage, path: str, names: Collection[str]) -> None:
     """Remove claims, and what is left of writing them."""
-    for file in storage.names(path):
-        if file.partition(".")[0] in names:
-            storage.remove(f"{path}/{file}")
+    listed = (file for file in storage.names(path) if file.partition(".")[0] in names)
+    for file in {*listed, *(f"{name}.json" for name in names)}:  # a listing may lag
+        storage.remove(f"{path}/{file}")

@@ -1,7 +1,8 @@
 """The command line: results to stdout, progress to stderr, and an exit code that says how it went.
 
-0 complete, 1 some cell failed or was lost, 2 the input was wrong, 130 interrupted. No flag changes
-the science: that is in the study. Ray and MLflow are imported only by the commands that use them.
+0 complete, 1 some cell failed or was lost, 2 the input was wrong, 75 the cluster was lost, 130
+interrupted. No flag changes the science: that is in the study. Ray and MLflow are imported only by
+the commands that use them.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from rich.console import Console, RenderableType
 from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
 from ablation.identity import NAME
-from ablation.layout import PlaceError
+from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
 from ablation.problems import StudyError, nearest
@@ -41,14 +42,19 @@ class _InputError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser(_COMMANDS).parse_args(arguments)
     try:
-        code = int(options.command(options))
+        supervised = getattr(options, "supervise", False)
+        code = int(_supervise(arguments) if supervised else options.command(options))
         sys.stdout.flush()
         return code
     except (StudyError, StorageError, PlaceError, TrainerError, _InputError) as error:
         print(error, file=sys.stderr)
         return 2
+    except LostPlaceError as error:
+        print(error, file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print(
             "Interrupted. What was committed is kept: the same command goes on from there.",
@@ -71,6 +77,13 @@ def _profile(options: argparse.Namespace) -> Profile:
     return load_profile(on, environment=os.environ, flags=flags)
 
 
+def _ledger(profile: Profile) -> Ledger:
+    """The profile's ledger, or the place for one."""
+    ledger = Ledger.open(profile.storage)
+    ledger.check(empty=True)
+    return ledger
+
+
 def _planned(options: argparse.Namespace, profile: Profile) -> tuple[Plan, Trainer]:
     data, workers = profile.place.data, profile.layout.least
     study: Study = load_study(options.study, data=data, workers=workers)
@@ -83,39 +96,37 @@ def _plan(options: argparse.Namespace) -> int:
 
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    standings = Ledger.open(profile.storage).standings(planned.stages)
+    standings = _ledger(profile).standings(planned.stages)
     _print(overview(planned, standings))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.supervise:
-        return _supervise()
     return _finish(options, _profile(options))
 
 
 def _resume(options: argparse.Namespace) -> int:
-    if options.supervise:
-        return _supervise()
+    from ablation.running import data_of
+
     profile = _profile(options)
-    ledger = Ledger.open(profile.storage)
+    ledger = _ledger(profile)
     text = ledger.read_study(options.name, "study.yaml") if NAME.fullmatch(options.name) else None
     if text is None:
         known = nearest(options.name, ledger.studies())
         raise _InputError(f"{profile.storage} holds no study {options.name!r}.{known}")
-    data = json.loads(ledger.read_study(options.name, "place.json") or "{}")
-    profile = replace(profile, data={**data, **profile.data})
+    profile = replace(profile, data={**data_of(ledger, options.name), **profile.data})
     with TemporaryDirectory(prefix="ablation-") as folder:
         options.study = Path(folder) / f"{options.name}.yaml"
         options.study.write_text(text, encoding="utf-8")
         return _finish(options, profile)
 
 
-def _supervise() -> int:
+def _supervise(arguments: Sequence[str]) -> int:
     from ablation.supervise import supervise
 
-    rest = [argument for argument in sys.argv[1:] if argument != "--supervise"]
-    command = [sys.executable, "-m", "ablation", *rest]
+    # argparse takes `--super` for it too.
+    rest = [argument for argument in arguments if not argument.startswith("--su")]
+    command = [sys.executable, "-m", "ablation.supervised", *rest]
     return supervise(command, lambda text: print(text, file=sys.stderr, flush=True))
 
 
@@ -123,8 +134,7 @@ def _finish(options: argparse.Namespace, profile: Profile) -> int:
     from ablation.running import Run
 
     planned, trainer = _planned(options, profile)
-    ledger = Ledger.open(profile.storage)
-    ledger.check_writable()
+    ledger = _ledger(profile)
     standings, lost = Run(
         plan=planned,
         trainer=trainer,
@@ -133,7 +143,7 @@ def _finish(options: argparse.Namespace, profile: Profile) -> int:
         console=Console(stderr=True),
         inline=options.inline,
     ).finish()
-    _print_table(planned, standings)
+    _print_table(planned, standings, ledger)
     for title, reason in lost.items():
         print(f"{title}: lost ({reason}). Run the same command again.", file=sys.stderr)
     complete = all(isinstance(standing, Finished) for standing in standings.values())
@@ -142,19 +152,22 @@ def _finish(options: argparse.Namespace, profile: Profile) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from ablation.overview import status
+    from ablation.why import work_lost
 
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    standings = Ledger.open(profile.storage).standings(planned.stages)
-    _print(status(planned, standings))
+    ledger = _ledger(profile)
+    standings = ledger.standings(planned.stages)
+    _print(status(planned, standings, work_lost(ledger.tries(planned.stages))))
     return _failed(standings)
 
 
 def _table(options: argparse.Namespace) -> int:
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    standings = Ledger.open(profile.storage).standings(planned.stages)
-    _print_table(planned, standings, options.format)
+    ledger = _ledger(profile)
+    standings = ledger.standings(planned.stages)
+    _print_table(planned, standings, ledger, options.format)
     return _failed(standings)
 
 
@@ -163,16 +176,36 @@ def _why(options: argparse.Namespace) -> int:
 
     profile = _profile(options)
     planned, _ = _planned(options, profile)
-    found = [cell for cell in planned.cells if options.cell in (cell.label, cell.title)]
-    if not found:
-        names = nearest(options.cell, [cell.title for cell in planned.cells])
-        raise _InputError(f"The study has no cell {options.cell!r}.{names}")
-    ledger = Ledger.open(profile.storage)
+    found = planned.called(options.cell)
+    ledger = _ledger(profile)
     standings = ledger.standings(planned.stages)
-    attempts = {digest: ledger.stage(digest).attempts() for digest in planned.stages}
+    tries = ledger.tries(planned.stages)
     for cell in found:
-        print("\n".join(story(cell, standings, attempts)))
+        print("\n".join(story(cell, planned.cells, standings, tries)))
     return 0
+
+
+def _verify_resume(options: argparse.Namespace) -> int:
+    from ablation.verify import Verification, on_cluster
+
+    profile = _profile(options)
+    profile = replace(profile, workers=profile.layout.least)  # as many in both runs
+    planned, trainer = _planned(options, profile)
+    try:
+        finding = Verification(
+            cell=planned.called(options.cell or planned.cells[0].title)[0],
+            trainer=trainer,
+            ledger=_ledger(profile),
+            profile=profile,
+            kills=options.kills,
+            seed=options.seed,
+            steps=options.steps,
+        ).run(on_cluster(planned, profile, Console(stderr=True)))
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing was verified.", file=sys.stderr)
+        return 130
+    print(finding.text)
+    return 0 if finding.certificate else 1
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -180,13 +213,12 @@ def _sync(options: argparse.Namespace) -> int:
 
     profile = _profile(options)
     planned, trainer = _planned(options, profile)
-    console = Console(stderr=True)
     run = Run(
         plan=planned,
         trainer=trainer,
-        ledger=Ledger.open(profile.storage),
+        ledger=_ledger(profile),
         profile=profile,
-        console=console,
+        console=Console(stderr=True),
     )
     return 0 if run.sync() else 1
 
@@ -195,11 +227,13 @@ def _failed(standings: Mapping[str, Standing]) -> int:
     return int(any(isinstance(standing, Failed) for standing in standings.values()))
 
 
-def _print_table(planned: Plan, standings: Mapping[str, Standing], form: str = "text") -> None:
+def _print_table(
+    planned: Plan, standings: Mapping[str, Standing], ledger: Ledger, form: str = "text"
+) -> None:
     from ablation.render import to_csv, to_markdown, to_text
     from ablation.table import tabulate
 
-    table = tabulate(planned, standings)
+    table = tabulate(planned, standings, ledger.certificates(planned.heads))
     if form == "text":
         _print(to_text(table, width=Console().width))
     else:
@@ -222,8 +256,10 @@ def _ui(options: argparse.Namespace) -> int:
     uri, embedded = profile.mlflow
     if embedded is None:
         raise _InputError(f"ui is for the embedded store; this profile's server is {uri}.")
+    if not (studies := _ledger(profile).studies()):
+        raise _InputError(f"{profile.storage} holds no study to show. Run one first.")
     try:
-        serve(uri, Ledger.open(profile.storage).studies(), port=options.port)
+        serve(uri, studies, port=options.port)
     except TRACKING_ERRORS as error:
         raise _InputError(f"{uri} must be a store of this MLflow: {error}") from error
 
@@ -256,6 +292,7 @@ _COMMANDS = {
     "status": _status,
     "table": _table,
     "why": _why,
+    "verify-resume": _verify_resume,
     "sync": _sync,
     "ui": _ui,
     "schema": _schema,

@@ -27,6 +27,7 @@ _WORDS = {
     "progress": "step {step} of {total}{metrics}",
     "noticed": "saves: {message}",
     "paused": "waits: {message}",
+    "damaged": "{message}",
     "retried": "failed at step {step} and is tried again: {message}",
     "busy": "left to others: {message}",
     "finished": "finished{metrics}",

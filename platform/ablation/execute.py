@@ -21,11 +21,14 @@ from ablation.events import Event, EventKind, Observe
 from ablation.group import ALONE, Group, GroupOverError
 from ablation.lease import Claim, Lease, LostLeaseError, acquire
 from ablation.ledger import Ledger
+from ablation.manifest import DamageError
 from ablation.protocol import Place, Trainer
 from ablation.provenance import now_ms, provenance
-from ablation.retries import enough
+from ablation.retries import enough, pause_s
+from ablation.signals import Signals
+from ablation.stage_folder import StageFolder
 from ablation.terms import Terms
-from ablation.worker import Lead, Left, Signals, Steps, follow
+from ablation.worker import Lead, Left, Steps, follow
 
 __all__ = ["Result", "execute", "never", "say_nothing", "tell", "unnoticed"]
 
@@ -135,6 +138,7 @@ class _Work:
     def _open(self) -> Result | Lease:
         """The lease of a stage that is to be worked on, or how it stands else."""
         stage, ledger, folder = self.stage, self.ledger, self.ledger.stage(self.stage.digest)
+        ledger.check()
         if (outcome := ledger.outcome(stage.digest)) is not None:
             ledger.writer(stage.digest).tidy()
             self.tell("skipped", _before(outcome))
@@ -146,14 +150,15 @@ class _Work:
             self.tell("busy", f"another process is at it ({held.process.pid})")
             return "busy"
         try:
-            ended = self._bury(held)
-        except BaseException:
-            held.release()
-            raise
-        if ended is None:
-            return held
-        held.release()
-        return ended
+            with ExitStack() as stack:
+                stack.callback(held.release)
+                ended = self._bury(held)
+                if ended is None:
+                    stack.pop_all()
+        except LostLeaseError as error:
+            self.tell("busy", str(error))
+            return "busy"
+        return ended or held
 
     def _bury(self, lease: Lease) -> Outcome | None:
         """Record how attempts ended that could not; the stage's outcome where that ends it."""
@@ -162,17 +167,27 @@ class _Work:
             return outcome
         folder.bury(lease.dead)
         attempts = folder.attempts()
+        self._wait(pause_s([a for a in attempts if a.run == self.terms.run]))
         if not attempts or (attempts[-1].run, attempts[-1].ended) != (self.terms.run, "lost"):
             return None
         reason = enough(attempts, max_failures=self.terms.max_failures)
         if reason is None:
             return None
+        lease.check()
         failed = self.ledger.writer(self.stage.digest).fail(f"Lost: {reason}.")
         self.tell("failed", failed.error)
         return failed
 
+    def _wait(self, seconds: float) -> None:
+        """Wait for what the stage needs and what was away, unless a stop is asked for."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.signals.should_stop():
+            time.sleep(min(1.0, seconds))
+
     def _restore(self, scratch: Path, *, step: int | None) -> Restored | None:
-        return self.ledger.stage(self.stage.digest).restore(scratch / "resume", step=step)
+        folder = self.ledger.stage(self.stage.digest)
+        say = partial(self.tell, "damaged")
+        return folder.restore(scratch / "resume", step=step, say=say)
 
     def _copied(self, scratch: Path, step: int) -> Restored | None:
         restored = self._restore(scratch, step=step)
@@ -181,8 +196,12 @@ class _Work:
         return replace(restored, folder=copytree(restored.folder, scratch / "copied"))
 
     def _steps(self, scratch: Path, restored: Restored | None, stop: Callable[[], bool]) -> Steps:
-        stage = self.stage
-        inputs = self.ledger.artifacts(stage.parent, scratch / "inputs") if stage.parent else None
+        stage, inputs = self.stage, None
+        if stage.parent:
+            try:
+                inputs = self.ledger.artifacts(stage.parent, scratch / "inputs")
+            except DamageError as error:
+                return _spoilt(error, self.ledger.stage(stage.parent))
         return self.trainer.stages()[stage.name].run(
             stage.config,
             seed=stage.seed,
@@ -208,8 +227,7 @@ class _Work:
             restored=restored,
             signals=signals,
             observe=self.observe,
-            pace=self.terms.pace,
-            max_failures=self.terms.max_failures,
+            terms=self.terms,
             blame=self.group.blame,
             clock=self.clock,
             now_ms=self.now_ms,
@@ -219,8 +237,6 @@ class _Work:
             result = lead.run(
                 self._steps(scratch, restored, signals.stopped),
                 workers=self.group.workers,
-                run=self.terms.run,
-                queued_ms=self.terms.queued_ms,
                 origin=self.origin or provenance(self.trainer),
             )
         except LostLeaseError as error:
@@ -229,6 +245,20 @@ class _Work:
         if self.group.workers > 1 and not isinstance(result, Finished):
             raise GroupOverError(f"{self.stage.name} was left: {result}")
         return result
+
+
+class _SpoiltError(Exception):
+    """What a stage starts from is damaged."""
+
+    retry = False
+
+
+def _spoilt(error: DamageError, parent: StageFolder) -> Steps:
+    """The steps of a stage whose parent's artifacts are damaged."""
+    raise _SpoiltError(
+        f"{error} Delete {parent.storage.uri}/{parent.path} to have that stage done again."
+    ) from error
+    yield
 
 
 def _before(outcome: Outcome) -> str:

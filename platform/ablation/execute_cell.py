@@ -33,6 +33,9 @@ def execute_cell(
     now_ms: Callable[[], int] = now_ms,
 ) -> dict[str, Result]:
     """Bring a cell's stages to their ends in this process; what came of each, by digest."""
+    terms, first = terms or Terms(), cell.stages[0]
+    told = partial(tell, observe) if group.lead else say_nothing
+    ledger = ledger.patient(terms.patience_s, partial(told, first, "paused"))
     run = partial(
         execute,
         trainer=trainer,
@@ -41,14 +44,13 @@ def execute_cell(
         observe=observe,
         should_stop=should_stop,
         notice=notice,
-        terms=terms or Terms(),
+        terms=terms,
         group=group,
         origin=origin or provenance(trainer),
         clock=clock,
         now_ms=now_ms,
     )
-    skipped = partial(tell, observe)
-    return _run_stages(cell, run, ledger=ledger, skipped=skipped if group.lead else say_nothing)
+    return _run_stages(cell, run, ledger=ledger, skipped=told)
 
 
 def _run_stages(

@@ -1,7 +1,7 @@
 """Tell the tracker while a study runs, in a thread of its own: it stops and slows nothing.
 
 What the tracker misses is not kept: the ledger has it. After trouble all of the ledger is repeated,
-as often as it takes, and at the end once more.
+as often as it takes, and at the end once more. `repeat` tells all of it to a tracker at once.
 """
 
 import logging
@@ -21,7 +21,7 @@ from ablation.journal import Record
 from ablation.storage import StorageError
 from ablation.table import Table
 
-__all__ = ["Follower", "Tracker"]
+__all__ = ["Follower", "Tracker", "repeat"]
 
 _log = logging.getLogger(__name__)
 _MOST_HELD = 10_000
@@ -147,7 +147,7 @@ class Follower:
                 else:
                     self._afresh(self._tracker.sync)
             if (end := self._end) is not None:
-                self._whole = self._afresh(partial(self._conclude, end))
+                self._whole = self._afresh(partial(_conclude, self._tracker, end))
         finally:
             self._done.set()
 
@@ -168,12 +168,6 @@ class Follower:
         for digest, records in news.records.items():
             self._tracker.log(digest, records)
 
-    def _conclude(self, end: _End) -> None:
-        self._tracker.sync(end.standings)
-        self._tracker.publish(end.texts, figure=end.figure)
-        complete = all(isinstance(standing, Finished) for standing in end.standings.values())
-        self._tracker.close(complete=complete)
-
     def _afresh(self, act: Callable[[], None]) -> bool:
         """Open again after trouble, and act; what is heard meanwhile is told afterwards."""
         with self._changed:
@@ -191,10 +185,8 @@ class Follower:
         """Whether an act worked, and the tracker keeps up; else all is repeated later."""
         try:
             act()
-        # Stores of runs and artifacts raise what their drivers raise, which nobody can list, and
-        # nothing that goes wrong here may touch a study.
+        # Nothing that goes wrong here may touch a study.
         except Exception as error:
-            _log.debug("The tracker failed.", exc_info=True)
             self._fall_behind(_words(error))
             return False
         with self._changed:
@@ -224,7 +216,31 @@ class Follower:
             self._told = True
 
 
+def repeat(
+    tracker: Tracker, standings: Mapping[str, Standing], table: Table, texts: Mapping[str, str]
+) -> str:
+    """Tell a tracker all there is, however long it takes; why that failed, empty where it did not.
+
+    `texts` are the study's, `table.md` among them.
+    """
+    try:
+        tracker.open()
+        _conclude(tracker, _End(standings, texts, draw(table)))
+    except Exception as error:
+        return _words(error)
+    return ""
+
+
+def _conclude(tracker: Tracker, end: _End) -> None:
+    tracker.sync(end.standings)
+    tracker.publish(end.texts, figure=end.figure)
+    complete = all(isinstance(standing, Finished) for standing in end.standings.values())
+    tracker.close(complete=complete)
+
+
 def _words(error: Exception) -> str:
+    """What is wrong with a tracker. Its drivers raise what they raise, which nobody can list."""
+    _log.debug("The tracker failed.", exc_info=error)
     line = next(iter(str(error).splitlines()), "")
     how = "cannot be told" if isinstance(error, StorageError) else "does not answer as it must"
     return f"{how} ({type(error).__name__}: {line})"

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Layout", "PlaceError"]
+__all__ = ["Layout", "LostPlaceError", "PlaceError"]
 
 
 class PlaceError(Exception):
     """The place is not there or cannot hold a cell; the text is for people."""
+
+
+class LostPlaceError(Exception):
+    """The place was there, and is not any more; the text is for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

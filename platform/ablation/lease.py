@@ -32,6 +32,9 @@ EXPIRY_S = 30.0
 
 _LOOK_S = 1.0
 _TELL_WITHIN_S = 2.0
+_RELEASE_WITHIN_S = 2.0
+"""Others would wait for `EXPIRY_S` because of a refusal that passes."""
+
 _log = logging.getLogger(__name__)
 # The trainer's draws are no business of this module's, nor may two processes draw the same.
 _uniform = secrets.SystemRandom().uniform
@@ -110,7 +113,7 @@ class Lease:
                 _log.warning("%s does not answer, so the lease on it will expire.", self._at)
                 return
         try:
-            self._withdraw(_impatient(self.storage))
+            self._withdraw(self.storage.patient(_RELEASE_WITHIN_S, _log.info))
         except StorageError as error:
             _log.warning("%s is not released, so the lease on it will expire. %s", self._at, error)
 
@@ -243,11 +246,13 @@ class _Watch:
 
 
 def _stake(storage: Storage, path: str, mine: Claim, dead: Collection[str]) -> bool:
-    """Put a claim, and take it back unless it is the only one beside the dead."""
+    """Put a claim, and take it back unless it is there and the only one beside the dead."""
     with ExitStack() as stack:
         stack.callback(_clear, storage, path, {mine.name})
         put(storage, path, mine)
-        held = {*names_at(storage, path)} - {*dead} == {mine.name}
+        names = {*names_at(storage, path)} - {*dead}
+        # A listing that lags does not have it yet.
+        held = names <= {mine.name} and (bool(names) or there(storage, path, mine))
         if held:
             stack.pop_all()
         return held

@@ -4,6 +4,8 @@ Layout: `stages/<digest>/` (see `stage_folder` and `stage_writer`) and `studies/
 holds text for people and is rewritten at will.
 """
 
+import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +14,20 @@ from pathlib import Path
 
 from ablation.attempts import Attempt
 from ablation.cells import Outcome, Standing
+from ablation.certificate import Certificate
 from ablation.commits import Restored
 from ablation.identity import NAME, NAME_RULE
 from ablation.journal import Record
+from ablation.manifest import read_sound
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
-from ablation.storage import Storage
+from ablation.storage import Storage, StorageError
 
 __all__ = ["Ledger"]
 
+_log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{8,128}")
+_LAYOUT, _LAYOUT_FILE = 1, "ledger.json"
 _READERS = 16  # requests to an object store at a time
 
 
@@ -43,14 +49,33 @@ class Ledger:
         """The same ledger, which asks a storage that refuses again: see `Storage.patient`."""
         return Ledger(self.storage.patient(patience_s, say))
 
+    def check(self, *, empty: bool = False) -> None:
+        """See that a ledger lies here whose layout is known; or nothing, where it may be `empty`.
+
+        Else nothing is a refusal of the storage, which `patient` waits for: in place of a disk
+        that is not mounted, work would begin anew.
+        Raises StorageError where that does not hold.
+        """
+        if not empty:
+            self.storage.demand(_LAYOUT_FILE)
+        try:
+            read_sound(self.storage, _LAYOUT_FILE, _check_layout)
+        except ValueError as error:
+            at = f"{self.storage.uri.rstrip('/')}/{_LAYOUT_FILE}"
+            raise StorageError(f"{at} {error} or choose another storage.") from None
+
     def check_writable(self) -> None:
         """Write, read and delete a small file; `ledger.json`, which names the layout, stays.
 
         It also keeps the folder from being empty: pyarrow would put an object in its place, and
         not every S3 server bears one where a folder should be.
-        Raises StorageError where any of that does not work.
+        Raises StorageError, before anything is written, where `check` does, and where any of that
+        does not work.
         """
-        self.storage.check_writable(keep={"ledger.json": b'{"layout": 1}\n'})
+        self.check(empty=True)
+        begun = self.storage.read(_LAYOUT_FILE) is not None
+        layout = json.dumps({"layout": _LAYOUT}) + "\n"
+        self.storage.check_writable(keep={} if begun else {_LAYOUT_FILE: layout.encode()})
 
     def stage(self, digest: str) -> StageFolder:
         """The folder of a stage, there or not.
@@ -81,9 +106,14 @@ class Ledger:
 
     def attempts(self, digests: Iterable[str]) -> list[Attempt]:
         """Every try at stages, stage by stage."""
+        return [attempt for attempts in self.tries(digests).values() for attempt in attempts]
+
+    def tries(self, digests: Iterable[str]) -> dict[str, tuple[Attempt, ...]]:
+        """Every try at stages, by their digest."""
+        unique = list(dict.fromkeys(digests))
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda digest: self.stage(digest).attempts(), dict.fromkeys(digests))
-            return [attempt for attempts in found for attempt in attempts]
+            found = pool.map(lambda digest: self.stage(digest).attempts(), unique)
+            return dict(zip(unique, found, strict=True))
 
     def journal(self, digest: str) -> tuple[Record, ...]:
         """The committed record of a stage: each step once, in order."""
@@ -97,6 +127,31 @@ class Ledger:
         """Forget that a stage failed, so that it is tried again; whether there was a failure."""
         return self.stage(digest).clear_failure()
 
+    def certify(self, digest: str, certificate: Certificate | None) -> str:
+        """Keep a certificate of a stage, or (None) no longer any; where it lies."""
+        path = self.stage(digest).at("certificate.json")
+        if certificate is None:
+            self.storage.remove(path)
+        else:
+            self.storage.write(path, certificate.to_bytes())
+        return f"{self.storage.uri}/{path}"
+
+    def certificates(self, digests: Iterable[str]) -> dict[str, Certificate]:
+        """Certificates of those stages that have one."""
+        unique = list(dict.fromkeys(digests))
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = zip(unique, pool.map(self._certificate, unique), strict=True)
+            return {digest: certificate for digest, certificate in found if certificate}
+
+    def _certificate(self, digest: str) -> Certificate | None:
+        path = self.stage(digest).at("certificate.json")
+        content = self.storage.read(path)
+        try:
+            return None if content is None else Certificate.parse(content)
+        except (ValueError, TypeError) as error:
+            _log.warning("%s/%s counts for nothing: %s.", self.storage.uri, path, error)
+            return None
+
     def write_study(self, name: str, texts: Mapping[str, str]) -> None:
         """Write texts about a study by file name: as submitted, its plan, its tables.
 
@@ -108,11 +163,28 @@ class Ledger:
     def read_study(self, name: str, file: str) -> str | None:
         """One of the texts about a study, None where there is none."""
         content = self.storage.read(_study_path(name, file))
-        return None if content is None else content.decode()
+        return None if content is None else content.decode(errors="replace")
 
     def studies(self) -> list[str]:
         """Names of all studies that something was written about."""
         return self.storage.names("studies")
+
+
+def _check_layout(content: bytes) -> None:
+    try:
+        layout = json.loads(content)["layout"]
+    except (ValueError, KeyError, TypeError):
+        layout = None
+    if isinstance(layout, int) and layout > _LAYOUT:
+        raise ValueError(
+            f"must say layout {_LAYOUT}, got {layout}: a newer version wrote this ledger. Use that "
+            f"version,"
+        )
+    if layout != _LAYOUT:
+        raise ValueError(
+            f'must be {{"layout": {_LAYOUT}}}, got {content[:40]!r}. Bring back the file that was '
+            f"there,"
+        )
 
 
 def _study_path(name: str, file: str) -> str:

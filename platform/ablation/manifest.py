@@ -6,9 +6,10 @@ of the object, so one that was cut short or altered is never taken for the truth
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ablation.storage import Storage, StorageError, Stored
 
@@ -19,11 +20,14 @@ __all__ = [
     "fetch",
     "manifest_from_json",
     "manifest_to_json",
+    "read_sound",
     "seal",
     "unseal",
     "upload_folder",
     "verify",
 ]
+
+_T = TypeVar("_T")
 
 Manifest: TypeAlias = Mapping[str, Stored]
 """Files by their path in a folder."""
@@ -33,12 +37,12 @@ class DamageError(StorageError):
     """Something in the storage is not what was written there."""
 
 
-def upload_folder(storage: Storage, source: Path, path: str) -> Manifest:
-    """Copy every file below a local folder; empty folders are not kept."""
+def upload_folder(storage: Storage, source: Path, path: str, *, check: bool = False) -> Manifest:
+    """Copy every file below a local folder, see `Storage.upload`; empty folders are not kept."""
     files = sorted(file for file in source.rglob("*") if file.is_file())
     names = [file.relative_to(source).as_posix() for file in files]
     return {
-        name: storage.upload(file, f"{path}/{name}")
+        name: storage.upload(file, f"{path}/{name}", check=check)
         for name, file in zip(names, files, strict=True)
     }
 
@@ -49,7 +53,7 @@ def verify(storage: Storage, path: str, manifest: Manifest) -> None:
     Raises DamageError for the first one that is missing or differs.
     """
     for name, stored in manifest.items():
-        compare(f"{storage.uri}/{path}/{name}", stored, storage.measure(f"{path}/{name}"))
+        _get(storage, f"{path}/{name}", stored, storage.measure)
 
 
 def fetch(storage: Storage, path: str, manifest: Manifest, into: Path) -> Path:
@@ -62,10 +66,32 @@ def fetch(storage: Storage, path: str, manifest: Manifest, into: Path) -> Path:
         verify(storage, path, manifest)
         return storage.local / path
     for name, stored in manifest.items():
-        got = storage.download(f"{path}/{name}", into / name)
-        compare(f"{storage.uri}/{path}/{name}", stored, got)
+        _get(storage, f"{path}/{name}", stored, partial(storage.download, target=into / name))
     into.mkdir(parents=True, exist_ok=True)
     return into
+
+
+def _get(storage: Storage, path: str, must: Stored, get: Callable[[str], Stored | None]) -> None:
+    """Get a file that must be sound; a second time where it is not, for it may have been the way.
+
+    Raises DamageError where it is missing or differs.
+    """
+    got = get(path)
+    compare(f"{storage.uri}/{path}", must, got if got == must else get(path))
+
+
+def read_sound(storage: Storage, path: str, parse: Callable[[bytes], _T]) -> _T | None:
+    """What `parse` makes of a small file, None where there is no such file.
+
+    It is read a second time where that cannot be parsed: it may have been damaged on the way, or
+    overwritten meanwhile. Raises what `parse` raises then.
+    """
+    content = storage.read(path)
+    try:
+        return None if content is None else parse(content)
+    except (DamageError, ValueError, KeyError, TypeError, AttributeError):
+        content = storage.read(path)
+        return None if content is None else parse(content)
 
 
 def compare(name: str, must: Stored, got: Stored | None) -> None:

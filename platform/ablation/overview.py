@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
 from ablation.plan import Plan
+from ablation.why import Lost
 
 __all__ = ["overview", "status"]
 
@@ -45,8 +46,8 @@ def overview(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
     )
 
 
-def status(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
-    """How every stage of every cell stands, and the errors of those that failed."""
+def status(plan: Plan, standings: Mapping[str, Standing], lost: Lost) -> RenderableType:
+    """How every stage of every cell stands, the errors of those that failed, and the work lost."""
     names = list(dict.fromkeys(stage.name for cell in plan.cells for stage in cell.stages[1:]))
     grid = Grid("row", "seed", plan.study.train, *names, box=box.SIMPLE_HEAD)
     for cell in plan.cells:
@@ -59,7 +60,8 @@ def status(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
         for stage, standing in _stands(cell, standings)
         if isinstance(standing, Failed)
     ]
-    return Group(Text(plan.study.name, style="bold"), grid, *failures)
+    work_lost = [Text(f"{lost}.")] if lost.interruptions else []
+    return Group(Text(plan.study.name, style="bold"), grid, *failures, *work_lost)
 
 
 def _stands(cell: Cell, standings: Mapping[str, Standing]) -> list[tuple[PlannedStage, Standing]]:

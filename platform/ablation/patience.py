@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["IMPATIENT", "Patience", "Waits"]
 
-_FIRST_TOLD = 3
-"""A refusal that passes within a second is not worth a word."""
+_TOLD_AFTER_S = 1.5
+"""A refusal that passes sooner is not worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,16 @@ class Waits:
     patience: Patience
     begun: float
     count: int = 0
+    told: bool = False
 
     def wait(self, refusal: str) -> bool:
         """Wait before the next try; False where there is to be none."""
-        left = self.begun + self.patience.seconds - time.monotonic()
+        waited = time.monotonic() - self.begun
+        left = self.patience.seconds - waited
         if left <= 0:
             return False
-        if self.count == _FIRST_TOLD:
+        if waited >= _TOLD_AFTER_S and not self.told:
+            self.told = True
             self.patience.say(f"{refusal} Waiting for the storage, for up to {left:.0f} s.")
         time.sleep(min(2.0 ** min(self.count - 2, 4), left))  # 0.25 s, then twice that, to 16 s
         self.count += 1
@@ -43,7 +46,7 @@ class Waits:
 
     def over(self) -> None:
         """The request was granted."""
-        if self.count > _FIRST_TOLD:
+        if self.told:
             waited = time.monotonic() - self.begun
             self.patience.say(f"The storage answers again after {waited:.0f} s.")
 

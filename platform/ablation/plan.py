@@ -11,7 +11,7 @@ from pathlib import Path
 from ablation.cells import Cell, PlannedStage
 from ablation.feasibility import Step, check_workers, find_fingerprints, train_on
 from ablation.identity import digest
-from ablation.problems import StudyError
+from ablation.problems import StudyError, nearest
 from ablation.protocol import Trainer
 from ablation.study import Study
 
@@ -29,6 +29,23 @@ class Plan:
     def stages(self) -> Mapping[str, PlannedStage]:
         """Distinct stages by digest, parents before their children."""
         return {stage.digest: stage for cell in self.cells for stage in cell}
+
+    @property
+    def heads(self) -> list[str]:
+        """Digests of the cells' first stages."""
+        return list(dict.fromkeys(cell.stages[0].digest for cell in self.cells))
+
+    def called(self, name: str) -> list[Cell]:
+        """The cells that people call so: by their row, or by row and seed.
+
+        Raises StudyError where there is none.
+        """
+        found = [cell for cell in self.cells if name in (cell.row, cell.label, cell.title)]
+        if not found:
+            names = [*(cell.label for cell in self.cells), *(cell.title for cell in self.cells)]
+            sentence = f"the study has no cell {name!r}.{nearest(name, names)}"
+            raise StudyError([self.study.document.problem(sentence, "rows")])
+        return found
 
     @property
     def num_stages(self) -> int:

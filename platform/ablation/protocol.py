@@ -89,6 +89,7 @@ class Stage(Protocol):
         `resume` is a folder that an earlier `save` wrote, `inputs` what the parent stage exported.
         Exceptions end an attempt, and another may follow. A class of exceptions that no other try
         can change, such as those of bad input, says so by a class attribute: `retry = False`.
+        One of something that may come back, such as a disk, says `away = True`: it is waited for.
         """
         ...
 

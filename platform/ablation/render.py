@@ -19,7 +19,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ablation.protocol import Direction
-from ablation.table import Entry, Metric, Table, TableRow
+from ablation.table import TICK, Entry, Metric, Table, TableRow
 
 __all__ = ["to_csv", "to_markdown", "to_text"]
 
@@ -102,7 +102,7 @@ def to_csv(table: Table) -> str:
 CSV_HEAD = (
     *("study", "row", "kind", "metric", "better", "n", "expected", "mean", "sd"),
     *("difference", "difference n", "low", "high", "verdict"),
-    *("published", "source", "status"),
+    *("published", "source", "status", "verified"),
 )
 
 
@@ -118,6 +118,7 @@ def _record(table: Table, row: TableRow, metric: Metric) -> list[str | float | N
         *((difference.low, difference.high) if difference else (None,) * 2),
         entry.verdict,
         *((published.value, published.source, published.status) if published else (None,) * 3),
+        "yes" if row.verified else None,
         *(row.levels or (None,) * len(table.axes)),
         *(x for r in entry.results for x in (r.value, r.digest, r.missing)),
     ]
@@ -144,7 +145,7 @@ def _lines(table: Table, rows: Sequence[TableRow], metrics: Sequence[Metric] | N
     for row in rows:
         entry = row.entries[first.name]
         line = [
-            Cell(row.label),
+            Cell(row.label, aside=_tick(row)),
             Cell(_count(entry)),
             Cell(_mean(entry, digits[first.name]), bold=entry.verdict == "better"),
         ]
@@ -167,11 +168,14 @@ def _crossed(table: Table) -> Part:
     lines: dict[str, list[Cell]] = {}
     for row in table.rows:
         cell = _counted(row.entries[table.metric.name], digits)
-        if row.published is not None:
-            published = _published(row).replace("\n", ", ")
-            cell = cell._replace(aside=f"{cell.aside} (published {published})")
+        published = f" (published {_published(row)})".replace("\n", ", ") if row.published else ""
+        cell = cell._replace(aside=cell.aside + published + _tick(row))
         lines.setdefault(row.levels[0], [Cell(row.levels[0])]).append(cell)
     return [f"{_title(table.metric)}: {table.axes[0]}", *across], list(lines.values())
+
+
+def _tick(row: TableRow) -> str:
+    return f" {TICK}" if row.verified else ""
 
 
 def _title(metric: Metric) -> str:

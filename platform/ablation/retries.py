@@ -5,6 +5,7 @@
 | preempted, interrupted | always |
 | lost | always, unless it is the fifth in a row that did not get a step further |
 | failed by an exception | as often as `max_failures` says; never after the same one at one step |
+| failed as something it needs is away | after 2 s, then 4 s, up to a minute, for `patience_s` |
 | failed for memory, or finally | never: another try would end the same way |
 
 Only attempts of the present run count, so that whoever runs a failed study again gets a new try.
@@ -15,25 +16,32 @@ from itertools import takewhile
 
 from ablation.attempts import Attempt, Cause
 
-__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough"]
+__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s"]
 
 MAX_LOSSES_IN_PLACE = 5
 """So many losses in a row without a step of progress are the stage's own doing: it crashes."""
+
+_LONGEST_PAUSE_S = 60.0
 
 
 def cause_of(error: BaseException) -> Cause:
     """Why a trainer's exception ended its attempt.
 
-    An exception is final where its class says `retry = False`; too little memory is known by the
-    names that Python, torch and Ray give it.
+    An exception is final where its class says `retry = False`, and of something that may come back
+    where it says `away = True`; too little memory is known by the names that Python, torch and Ray
+    give it.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
         return "memory"
+    if getattr(error, "away", False):
+        return "away"
     return "exception" if getattr(error, "retry", True) else "final"
 
 
-def enough(attempts: Sequence[Attempt], *, max_failures: int) -> str | None:
+def enough(
+    attempts: Sequence[Attempt], *, max_failures: int, patience_s: float = 0.0
+) -> str | None:
     """Why a stage is not tried again after these attempts, the last of them ended; else None."""
     last = attempts[-1]
     mine = [attempt for attempt in attempts if attempt.run == last.run]
@@ -41,8 +49,14 @@ def enough(attempts: Sequence[Attempt], *, max_failures: int) -> str | None:
         case "lost":
             return _crashing(mine)
         case "failed":
-            return _failing(mine, max_failures)
+            return _failing(mine, max_failures, patience_s)
     return None
+
+
+def pause_s(attempts: Sequence[Attempt]) -> float:
+    """Seconds to wait before a stage is tried again after these attempts."""
+    away = _away(attempts)
+    return _pause_s(away) if away else 0.0
 
 
 def _crashing(attempts: Sequence[Attempt]) -> str | None:
@@ -57,16 +71,33 @@ def _crashing(attempts: Sequence[Attempt]) -> str | None:
     return f"its process was lost {in_place} times in a row at step {furthest}"
 
 
-def _failing(attempts: Sequence[Attempt], max_failures: int) -> str | None:
+def _failing(attempts: Sequence[Attempt], max_failures: int, patience_s: float) -> str | None:
     last = attempts[-1]
     match last.cause:
+        case "away":
+            waited_s = sum(_pause_s(tries) for tries in range(1, _away(attempts)))
+            return f"it was away for {patience_s:g} s" if waited_s >= patience_s else None
         case "memory":
             return "too little memory is never retried"
         case "final":
             return "another try would end the same way"
-    failures = [attempt for attempt in attempts if attempt.ended == "failed"]
+    failures = [a for a in attempts if a.ended == "failed" and a.cause != "away"]
     if any((f.error, f.step) == (last.error, last.step) for f in failures[:-1]):
         return f"the same exception came twice at step {last.step}"
     if len(failures) > max_failures:
         return f"max_failures is {max_failures}"
     return None
+
+
+def _away(attempts: Sequence[Attempt]) -> int:
+    """How many of the last attempts, all of one run, failed in place as something was away."""
+    if not attempts:
+        return 0
+    last = attempts[-1]
+    place = (last.run, last.step, "failed", "away")
+    row = takewhile(lambda a: (a.run, a.step, a.ended, a.cause) == place, reversed(attempts))
+    return len([*row])
+
+
+def _pause_s(tries: int) -> float:
+    return min(2.0**tries, _LONGEST_PAUSE_S)

@@ -22,20 +22,24 @@ from ablation.ledger import Ledger
 from ablation.notice import Watch, announced
 from ablation.pace import Pace, time_between_interruptions
 from ablation.plan import Plan
+from ablation.problems import Problem, StudyError
 from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.provenance import now_ms
 from ablation.render import to_csv, to_markdown
 from ablation.storage import StorageError
-from ablation.table import tabulate
+from ablation.table import Table, tabulate
 from ablation.terms import Terms
+from ablation.why import work_lost
+from ablation.yamlfile import parse
 
 if TYPE_CHECKING:
     from ablation.follow import Follower
+    from ablation.tracking import Mirror
 
-__all__ = ["Run"]
+__all__ = ["Run", "data_of"]
 
-_MIRRORED = "mirrored.txt"
+_PLACE, _MIRRORED = "place.json", "mirrored.txt"
 
 Execute: TypeAlias = Callable[[Sequence[Cell], Observe, Callable[[], bool]], dict[str, str]]
 """Brings cells to their ends, or as far as they come before a stop; says why some were lost, by
@@ -58,33 +62,74 @@ class Run:
 
         Stages that failed before are tried again; stages that finished never are.
 
-        Raises PlaceError before anything is written.
+        Raises StudyError, PlaceError or StorageError before anything is written.
         """
+        self._check_name()
         standings = self.ledger.standings(self.plan.stages)
         todo = [cell for cell in self.plan.cells if not cell.finished(standings)]
         lost: dict[str, str] = {}
         if todo:
             with self._executor() as execute:
+                self.ledger.check_writable()
                 lost = self._execute(todo, execute)
-            standings = self.ledger.standings(self.plan.stages)
+            standings = self._patient.standings(self.plan.stages)
         else:
-            self.console.print(f"All {len(standings)} stages are finished: nothing to train.")
-            if not self._is_mirrored():
+            self._say(f"All {len(standings)} stages are finished: nothing to train.")
+            if not self._is_mirrored(standings):
                 self._conclude(self._follower(), standings)
         self._say_where()
         unended = {cell.stages[0].digest: cell.title for cell in todo if not cell.ended(standings)}
         unseen = f"its stages are not in the ledger; do all nodes see {self.ledger.storage.uri}?"
         return standings, {title: lost.get(digest, unseen) for digest, title in unended.items()}
 
+    def sync(self) -> bool:
+        """Repeat in the mirror what the ledger holds, however long it takes; whether that worked.
+
+        Raises StudyError or StorageError where the ledger cannot hold the study.
+        """
+        from ablation.follow import repeat
+
+        self._check_name()
+        self.ledger.check()
+        standings, uri = self.ledger.standings(self.plan.stages), self.profile.mlflow[0]
+        table, texts = self._tables(standings)
+        if trouble := repeat(self._mirror(), standings, table, texts):
+            self._say(
+                f"MLflow at {uri} {trouble}. The ledger holds everything: run `ablation sync` when "
+                f"MLflow answers again."
+            )
+            return False
+        self._note_mirrored(standings)
+        self._say(f"MLflow at {uri} has what the ledger at {self.ledger.storage.uri} has.")
+        return True
+
+    def _check_name(self) -> None:
+        """See that no other trainer's study has the name: its texts and its runs would be mixed.
+
+        Raises StudyError where one has.
+        """
+        study = self.plan.study
+        text = self.ledger.read_study(study.name, "study.yaml")
+        theirs = None if text is None else _trainer_of(text)
+        if theirs not in (None, study.trainer):
+            sentence = (
+                f"name must not be that of another trainer's study in {self.ledger.storage.uri}, "
+                f"got {study.name!r}, which is of {theirs}. Choose another name or storage."
+            )
+            raise StudyError([study.document.problem(sentence, "name")])
+
+    @property
+    def _patient(self) -> Ledger:
+        """The ledger while there are workers: they wait for its storage, so their driver does."""
+        return self.ledger.patient(self.profile.patience_s, self._say)
+
     def _execute(self, todo: Sequence[Cell], execute: Execute) -> dict[str, str]:
         """Run cells, and tell the console and the mirror of it."""
-        plan, ledger = self.plan, self.ledger
+        plan, ledger = self.plan, self._patient
         for digest in plan.stages:
             ledger.clear_failure(digest)
         place = json.dumps({name: str(at) for name, at in self.profile.place.data.items()})
-        ledger.write_study(
-            plan.study.name, {"study.yaml": plan.study.document.text, "place.json": place}
-        )
+        ledger.write_study(plan.study.name, {"study.yaml": plan.study.document.text, _PLACE: place})
         done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
         follower = self._follower()
         with displaying(plan, done, self.console) as display:
@@ -161,41 +206,76 @@ class Run:
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _follower(self) -> "Follower":
-        from ablation.follow import Follower
+    def _mirror(self) -> "Mirror":
         from ablation.tracking import Mirror
 
         uri, artifacts = self.profile.mlflow
-        mirror = Mirror(plan=self.plan, ledger=self.ledger, uri=uri, artifacts=artifacts)
-        return Follower(mirror, self._say)
+        return Mirror(plan=self.plan, ledger=self.ledger, uri=uri, artifacts=artifacts)
 
-    def sync(self) -> bool:
-        """Repeat in the mirror what the ledger holds; whether that worked."""
-        self._conclude(self._follower(), self.ledger.standings(self.plan.stages))
-        return self._is_mirrored()
+    def _follower(self) -> "Follower":
+        from ablation.follow import Follower
+
+        return Follower(self._mirror(), self._say)
 
     def _conclude(self, follower: "Follower", standings: Mapping[str, Standing]) -> None:
         """Write the tables, then mirror them: the ledger comes first."""
-        table, name = tabulate(self.plan, standings), self.plan.study.name
+        table, texts = self._tables(standings)
+        if follower.finish(standings, table, texts):
+            self._note_mirrored(standings)
+
+    def _tables(self, standings: Mapping[str, Standing]) -> tuple[Table, dict[str, str]]:
+        """The table, and the study's texts as they are now in the ledger."""
+        certificates = self._patient.certificates(self.plan.heads)
+        table = tabulate(self.plan, standings, certificates)
         texts = {
             "study.yaml": self.plan.study.document.text,
             "table.md": to_markdown(table),
             "table.csv": to_csv(table),
         }
-        self.ledger.write_study(name, texts)
-        if follower.finish(standings, table, texts):
-            self.ledger.write_study(name, {_MIRRORED: self._mirrored()})
+        self._patient.write_study(self.plan.study.name, texts)
+        return table, texts
 
-    def _mirrored(self) -> str:
-        """What a whole mirror mirrors: the study's text, its stages, and the server it is on."""
-        held = (self.profile.mlflow[0], self.plan.study.document.text, list(self.plan.stages))
+    def _note_mirrored(self, standings: Mapping[str, Standing]) -> None:
+        self._patient.write_study(self.plan.study.name, {_MIRRORED: self._mirrored(standings)})
+
+    def _mirrored(self, standings: Mapping[str, Standing]) -> str:
+        """What a whole mirror mirrors, and on which server: the study's text, how stages stand."""
+        held = (self.profile.mlflow[0], self.plan.study.document.text, dict(standings))
         return hashlib.sha256(repr(held).encode()).hexdigest()
 
-    def _is_mirrored(self) -> bool:
+    def _is_mirrored(self, standings: Mapping[str, Standing]) -> bool:
         uri = self.profile.mlflow[0]
         lies = not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
-        return lies and self.ledger.read_study(self.plan.study.name, _MIRRORED) == self._mirrored()
+        held = self.ledger.read_study(self.plan.study.name, _MIRRORED)
+        return lies and held == self._mirrored(standings)
 
     def _say_where(self) -> None:
+        lost = work_lost(self._patient.tries(self.plan.stages))
+        if lost.interruptions:
+            self._say(f"{lost}.")
         for name, at in (("Ledger", self.ledger.storage.uri), ("MLflow", self.profile.mlflow[0])):
             self._say(f"{name}: {at}")
+
+
+def data_of(ledger: Ledger, name: str) -> dict[str, str]:
+    """Where the data sets of a study of the ledger lay when it was last run, by their names.
+
+    Raises StudyError where that was damaged.
+    """
+    try:
+        data = json.loads(ledger.read_study(name, _PLACE) or "{}")
+    except ValueError:
+        data = None
+    if isinstance(data, dict) and all(isinstance(at, str) for at in data.values()):
+        return data
+    sentence = "must be folders by name, as JSON. Run the study's file with --data, or mend it."
+    raise StudyError([Problem(f"{ledger.storage.uri}/studies/{name}/{_PLACE}", 0, sentence)])
+
+
+def _trainer_of(text: str) -> str | None:
+    """The trainer that a study's text names; None where it cannot be read any more."""
+    try:
+        content = parse(text, "study.yaml").content
+    except StudyError:
+        return None
+    return str(content["trainer"]) if isinstance(content, dict) and "trainer" in content else None

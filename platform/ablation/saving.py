@@ -54,6 +54,13 @@ class Saving:
             raise
         self._under_way = _in_background(partial(self._finish, step, total, folder, tuple(records)))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+        return self._under_way is not None
+
     def wait(self) -> None:
         """Until nothing is under way."""
         if self._under_way is not None:

@@ -7,8 +7,9 @@ What is committed is decided by the commit objects alone (`checkpoints/<step>-<w
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,22 @@ from ablation.claims import Claim, claims_at
 from ablation.commits import Commit, Ending, Restored, Segment
 from ablation.identity import canonical
 from ablation.journal import Record, parse_lines
-from ablation.manifest import DamageError, Manifest, compare, fetch
+from ablation.manifest import DamageError, Manifest, compare, fetch, read_sound
 from ablation.storage import Storage, StorageError, Stored, stored_of
 
 __all__ = ["StageFolder"]
 
 _log = logging.getLogger(__name__)
-_COMMIT = re.compile(r"(\d+)-\w+\.json")
+_COMMIT = re.compile(r"((\d+)-\w+)\.json")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning("%s", text)
+
+
+def _unsaid(text: str) -> None:
+    """Damage is said where a stage goes on without what is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +62,11 @@ class StageFolder:
             )
 
     def description(self) -> Mapping[str, Any] | None:
-        """What `describe` said, None where nothing was."""
-        content = self.storage.read(self.at("stage.json"))
-        return None if content is None else dict(json.loads(content))
+        """What `describe` said, None where nothing was (or it is damaged)."""
+        try:
+            return dict(json.loads(self.storage.read(self.at("stage.json")) or b"null"))
+        except (ValueError, TypeError):
+            return None
 
     def begin_attempt(
         self,
@@ -113,21 +125,15 @@ class StageFolder:
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Every try, the first one first; one whose record is damaged says only its number."""
-        numbers = self._attempt_numbers()
-        contents = (self.storage.read(self.at(f"attempts/{number}.json")) for number in numbers)
-        return tuple(
-            _attempt(number, content)
-            for number, content in zip(numbers, contents, strict=True)
-            if content is not None
-        )
+        found = map(self._attempt, self._attempt_numbers())
+        return tuple(attempt for attempt in found if attempt is not None)
 
     def ending(self) -> Ending | None:
         """The outcome with its manifests, None where the stage has none (or a damaged one)."""
-        content = self.storage.read(self.at("outcome.json"))
         try:
-            return None if content is None else Ending.parse(content)
+            return read_sound(self.storage, self.at("outcome.json"), Ending.parse)
         except (ValueError, KeyError, TypeError) as error:
-            _log.warning("%s is damaged and counts for nothing: %s.", self._name("outcome"), error)
+            _warn_once(f"{self._name('outcome.json')} is damaged, and counts for nothing: {error}.")
             return None
 
     def outcome(self) -> Outcome | None:
@@ -168,22 +174,27 @@ class StageFolder:
                     return ()
                 raise trouble
 
-    def restore(self, into: Path, *, step: int | None = None) -> Restored | None:
+    def restore(
+        self, into: Path, *, step: int | None = None, say: Callable[[str], None] = _warn_once
+    ) -> Restored | None:
         """The newest committed state that is sound, or exactly that of `step` (0: none).
 
+        `say` is told of every newer one that is not sound, and where none is.
         Raises StorageError where the state of `step` is not there or not sound.
         """
-        for commit in self.commits() if step != 0 else ():
+        for commit in self.commits(say) if step != 0 else ():
             if step in (None, commit.step):
                 try:
                     return self._restore(commit, into / commit.name)
                 except DamageError as error:
-                    self._warn(commit.step, error)
+                    say(self._damage(commit.name, error))
         if step:
             raise StorageError(
                 f"{self._name('checkpoints')} must hold a sound checkpoint of step {step}, got "
                 f"none. Start the stage again."
             )
+        if step is None and self._commit_names():
+            say(f"{self._name('checkpoints')} holds no sound checkpoint: the stage begins anew.")
         return None
 
     def artifacts(self, into: Path) -> Path:
@@ -205,17 +216,18 @@ class StageFolder:
             self.storage.remove(self.at("outcome.json"))
         return failed
 
-    def commits(self) -> Iterator[Commit]:
-        """Readable commit objects of checkpoints, the newest first."""
-        names = self.storage.names(self.at("checkpoints"))
-        found = [(int(match[1]), match[0]) for match in map(_COMMIT.fullmatch, names) if match]
-        for step, name in sorted(found, reverse=True):
-            content = self.storage.read(self.at(f"checkpoints/{name}"))
-            if content is not None:
-                try:
-                    yield Commit.parse(content)
-                except (ValueError, KeyError, TypeError) as error:
-                    self._warn(step, error)
+    def commits(self, say: Callable[[str], None] = _unsaid) -> Iterator[Commit]:
+        """Readable commit objects of checkpoints, the newest first; `say` is told of the others."""
+        for name in self._commit_names():
+            try:
+                commit = read_sound(self.storage, self.at(f"checkpoints/{name}.json"), Commit.parse)
+                if commit is not None and commit.name != name:
+                    raise ValueError(f"it was written as {commit.name}")
+            except (ValueError, KeyError, TypeError) as error:
+                say(self._damage(name, error))
+            else:
+                if commit is not None:
+                    yield commit
 
     def segments(self, journal: Manifest) -> tuple[Segment, ...]:
         """The journal's files.
@@ -229,10 +241,11 @@ class StageFolder:
         return f"{self.path}/{path}"
 
     def _segment(self, name: str, stored: Stored) -> Segment:
-        content = self.storage.read(self.at(f"journal/{name}"))
-        compare(
-            self._name(f"journal/{name}"), stored, None if content is None else stored_of(content)
-        )
+        path = f"journal/{name}"
+        content = self.storage.read(self.at(path))
+        if content is None or stored_of(content) != stored:  # it may have been the way
+            content = self.storage.read(self.at(path))
+        compare(self._name(path), stored, None if content is None else stored_of(content))
         return Segment(name, stored, parse_lines(content or b""))
 
     def _restore(self, commit: Commit, into: Path) -> Restored:
@@ -240,7 +253,7 @@ class StageFolder:
             step=commit.step,
             total=commit.total,
             segments=self.segments(commit.journal),
-            folder=fetch(self.storage, self._checkpoint(commit), commit.files, into),
+            folder=fetch(self.storage, self.at(f"checkpoints/{commit.name}"), commit.files, into),
         )
 
     def _journals(self) -> tuple[Manifest, ...]:
@@ -250,12 +263,19 @@ class StageFolder:
             return (ending.journal,)
         return tuple(commit.journal for commit in self.commits())
 
-    def _checkpoint(self, commit: Commit) -> str:
-        return self.at(f"checkpoints/{commit.name}")
-
     def _write_attempt(self, attempt: Attempt) -> None:
         path = self.at(f"attempts/{attempt.number}.json")
         self.storage.write(path, attempt.to_bytes(), durable=False)
+
+    def _commit_names(self) -> list[str]:
+        found = filter(None, map(_COMMIT.fullmatch, self.storage.names(self.at("checkpoints"))))
+        return [m[1] for m in sorted(found, key=lambda m: (int(m[2]), m[1]), reverse=True)]
+
+    def _attempt(self, number: int) -> Attempt | None:
+        try:
+            return read_sound(self.storage, self.at(f"attempts/{number}.json"), Attempt.parse)
+        except (ValueError, TypeError, AttributeError):
+            return Attempt(number=number, begun_ms=0, from_step=0)
 
     def _attempt_numbers(self) -> list[int]:
         return sorted(_numbers(self.storage.names(self.at("attempts"))))
@@ -263,24 +283,12 @@ class StageFolder:
     def _name(self, path: str) -> str:
         return f"{self.storage.uri}/{self.at(path)}"
 
-    def _warn(self, step: int, error: Exception) -> None:
-        _log.warning(
-            "The checkpoint of step %d in %s is damaged and left out: %s",
-            step,
-            self._name("checkpoints"),
-            error,
-        )
+    def _damage(self, name: str, error: Exception) -> str:
+        return f"{self._name(f'checkpoints/{name}')} is damaged and left out: {error}"
 
 
 def _records(segments: tuple[Segment, ...]) -> tuple[Record, ...]:
     return tuple(record for segment in segments for record in segment.records)
-
-
-def _attempt(number: int, content: bytes) -> Attempt:
-    try:
-        return Attempt.parse(content)
-    except (ValueError, TypeError, AttributeError):
-        return Attempt(number=number, begun_ms=0, from_step=0)
 
 
 def _numbers(names: list[str]) -> list[int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ablation.cells import Failed, Finished
 from ablation.commits import Commit, Ending, Restored, Segment, manifest_of
 from ablation.journal import Record, metrics_to_json, to_lines
-from ablation.manifest import Manifest, upload_folder, verify
+from ablation.manifest import Manifest, upload_folder
 from ablation.stage_folder import StageFolder
 from ablation.storage import StorageError
 
@@ -120,11 +120,9 @@ class StageWriter:
         self._disposable["artifacts"].add(self._name)
         place = self._at(f"artifacts/{self._name}")
         self._storage.remove(place)
-        artifacts = upload_folder(self._storage, export, place)
+        artifacts = upload_folder(self._storage, export, place, check=True)
         every = (*self._records, *_records(self._segments), *records)
         journal = manifest_of([self._segment(every)] if every else [])
-        verify(self._storage, place, artifacts)
-        verify(self._storage, self._at("journal"), journal)
         return Ending(outcome=finished, name=self._name, artifacts=artifacts, journal=journal)
 
     def _with_records(self, records: Sequence[Record]) -> tuple[Segment, ...]:

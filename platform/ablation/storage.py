@@ -1,4 +1,4 @@
-"""A folder on any storage that pyarrow.fs reaches: the only module that knows pyarrow.
+"""A folder on any storage that pyarrow.fs reaches; beside `address` the only one that knows it.
 
 Object stores have no rename: a single PUT is what is atomic there. On a local disk a file appears
 by renaming a finished one, and its bytes are on the disk before its name is.
@@ -12,15 +12,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow import fs as arrow_fs
 
+from ablation.address import public, reach
 from ablation.patience import IMPATIENT, Patience
 
 __all__ = ["Storage", "StorageError", "Stored", "stored_of"]
 
 _CHUNK = 4 * 2**20  # bytes
+_OTHER_BYTES = "it holds other bytes than were written"
 
 _T = TypeVar("_T")
 
@@ -63,17 +64,17 @@ class Storage:
         if isinstance(uri, Path) or "://" not in uri:
             return cls._at(Path(uri))
         try:
-            files, root = arrow_fs.FileSystem.from_uri(_with_single_puts(uri))
+            files, root = reach(uri)
         except (OSError, ValueError) as error:
-            reason = _line(error).replace(_with_single_puts(uri), _public(uri))
+            reason = _line(error).replace(uri, public(uri))
             raise StorageError(
                 f"The storage must be a local folder or a URI that pyarrow can open, such as "
-                f"s3://bucket/folder, got {_public(uri)} ({reason}). Check the address, the "
+                f"s3://bucket/folder, got {public(uri)} ({reason}). Check the address, the "
                 f"region and the credentials."
             ) from None  # the cause repeats the URI with its keys
         if isinstance(files, arrow_fs.LocalFileSystem):
             return cls._at(Path(root))
-        return cls(files=files, root=root.rstrip("/"), uri=_public(uri))
+        return cls(files=files, root=root.rstrip("/"), uri=public(uri))
 
     @classmethod
     def _at(cls, folder: Path) -> "Storage":
@@ -102,16 +103,30 @@ class Storage:
         """
         return replace(self, patience=Patience(patience_s, say))
 
+    def within(self, path: str) -> "Storage":
+        """A folder of this one."""
+        local = None if self.local is None else self.local / path
+        return replace(self, root=self._full(path), uri=self._name(path), local=local)
+
     def read(self, path: str) -> bytes | None:
         """The content of a small file, None where there is no such file."""
 
         def act() -> bytes | None:
             try:
-                with self.files.open_input_stream(self._full(path)) as stream:
-                    content: bytes = stream.read()
+                return self._content(path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            return content
+
+        return self._ask("read", path, act)
+
+    def demand(self, path: str) -> bytes:
+        """The content of a small file that must be there: its absence is a refusal too."""
+
+        def act() -> bytes:
+            try:
+                return self._content(path)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise OSError("it must be there, and is not (is its disk mounted?)") from error
 
         return self._ask("read", path, act)
 
@@ -130,15 +145,14 @@ class Storage:
                     if durable:
                         self._settle(at)
                     self.files.move(self._full(at), self._full(path))
-            with self.files.open_input_stream(self._full(path)) as stream:
-                if stream.read() != content:
-                    raise OSError("it holds other bytes than were written")
+            if self._content(path) != content:
+                raise OSError(_OTHER_BYTES)
             return stored_of(content)
 
         return self._ask("write", path, act)
 
-    def upload(self, source: Path, path: str) -> Stored:
-        """Copy a local file of any size, hashed on the way; not atomic."""
+    def upload(self, source: Path, path: str, *, check: bool = False) -> Stored:
+        """Copy a local file of any size, hashed on the way; not atomic. A `check` reads it back."""
 
         def act() -> Stored:
             with source.open("rb") as stream, self._sink(path) as sink:
@@ -147,6 +161,8 @@ class Storage:
             size = self.files.get_file_info(self._full(path)).size
             if size != stored.size:
                 raise OSError(f"it holds {size} bytes of the {stored.size} that were written")
+            if check and self._drain(path, None) != stored:
+                raise OSError(_OTHER_BYTES)
             return stored
 
         return self._ask("write", path, act)
@@ -192,9 +208,26 @@ class Storage:
 
         self._ask("delete", path, act)
 
+    def _content(self, path: str) -> bytes:
+        with self._stream(path) as stream:
+            content: bytes = stream.read()
+        return content
+
+    @contextmanager
+    def _stream(self, path: str) -> Iterator[Any]:
+        full = self._full(path)
+        with self.files.open_input_stream(full) as stream:
+            try:
+                yield stream
+            except OSError as error:
+                # An object store may delete a file that is open.
+                if self.files.get_file_info(full).type == arrow_fs.FileType.NotFound:
+                    raise FileNotFoundError(full) from error
+                raise
+
     def _drain(self, path: str, sink: BinaryIO | None) -> Stored | None:
         try:
-            with self.files.open_input_stream(self._full(path)) as stream:
+            with self._stream(path) as stream:
                 return _copy(stream, sink)
         except FileNotFoundError:
             return None
@@ -235,7 +268,7 @@ class Storage:
         while True:
             try:
                 done = act()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:  # the latter of a listing's names
                 refusal = f"Could not {verb} {self._name(path)}: {_line(error)}."
                 if not waits.wait(refusal):
                     raise StorageError(refusal) from error
@@ -252,21 +285,6 @@ def _copy(stream: Any, sink: Any) -> Stored:
         if sink is not None:
             sink.write(chunk)
     return Stored(size, digest.hexdigest())
-
-
-def _public(uri: str) -> str:
-    """A URI without user, password and query, which may hold keys."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _with_single_puts(uri: str) -> str:
-    """Ask pyarrow to write a small S3 object by one request, where it would take three."""
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or "allow_delayed_open=" in parts.query:
-        return uri
-    query = f"{parts.query}&" if parts.query else ""
-    return urlunsplit(parts._replace(query=f"{query}allow_delayed_open=true"))
 
 
 def _line(error: Exception) -> str:

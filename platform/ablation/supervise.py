@@ -2,54 +2,70 @@
 
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-__all__ = ["supervise"]
+__all__ = ["FAILED", "supervise"]
 
-_ENDS = (0, 1, 2, 130)
-"""What the command line ends with by itself; anything else is a driver that was lost."""
+FAILED = 3
+"""What a supervised driver ends with where a cell failed: with 1 end crashes too, Ray's among them
+where it has lost its head node."""
 
-_LONGEST_WAIT_S = 60.0
+_WRONG_INPUT = 2
+"""Where a driver was lost before, the input was right, and its cluster is not back yet."""
+
+_ENDS = {0: 0, FAILED: 1, _WRONG_INPUT: 2, 130: 130}
+"""What a driver ends with by itself, and what the supervisor then does; with anything else, the
+driver was lost."""
+
 _STEADY_S = 300.0
-"""A driver that lived so long begins with the shortest wait again."""
+"""A driver that lived so long is begun again after the shortest pause."""
 
 
 def supervise(
     command: Sequence[str],
     say: Callable[[str], None],
     *,
-    sleep: Callable[[float], None] = time.sleep,
+    pauses_s: tuple[float, float] = (1.0, 60.0),
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Run a command until it ends by itself; its exit code. Ctrl-C and SIGTERM are passed on."""
-    child: subprocess.Popen[bytes] | None = None
-    stopped = False
+    """Run a driver until it ends by itself; its exit code. Ctrl-C and SIGTERM end it for good.
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        if child is not None:
+    `pauses_s` are the first and the longest pause before the command is begun again, in seconds;
+    each is twice the one before.
+    """
+    first_s, longest_s = pauses_s
+    child: subprocess.Popen[bytes] | None = None
+    stopped = threading.Event()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        stopped.set()
+        # Ctrl-C reaches the child by the terminal; a second one would end it at once.
+        if child is not None and signum == signal.SIGTERM:
             child.send_signal(signum)
 
-    # Ctrl-C reaches the child by the terminal already; a second one would end it at once.
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    wait_s = 1.0
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    pause_s, lost = first_s, False
     try:
-        while True:
+        while not stopped.is_set():
             began = clock()
-            child = subprocess.Popen(
-                command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-            )
+            child = subprocess.Popen(command)
+            if stopped.is_set():  # since it was asked, and before there was a child to be told
+                child.terminate()
             code = child.wait()
-            if code in _ENDS or stopped:
-                return code if code in _ENDS else 130
-            wait_s = 1.0 if clock() - began > _STEADY_S else wait_s
-            say(f"The driver was lost (exit code {code}). It begins again in {wait_s:.0f} s.")
-            sleep(wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            if code in _ENDS and not (code == _WRONG_INPUT and lost):
+                return _ENDS[code]
+            if stopped.is_set():
+                break
+            pause_s = first_s if clock() - began > _STEADY_S else pause_s
+            lost = True
+            how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+            say(f"The driver was lost ({how}). It begins again in {pause_s:.0f} s.")
+            stopped.wait(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+        return 130
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

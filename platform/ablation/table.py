@@ -4,12 +4,14 @@ No number without its seeds: each row says how many of how many it rests on, and
 is named with its reason.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from types import MappingProxyType
 from typing import assert_never
 
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.certificate import Certificate
 from ablation.plan import Plan
 from ablation.protocol import Direction
 from ablation.statistics import (
@@ -23,7 +25,10 @@ from ablation.statistics import (
 )
 from ablation.studyfile import Published
 
-__all__ = ["Entry", "Metric", "Result", "Table", "TableRow", "tabulate"]
+__all__ = ["TICK", "Entry", "Metric", "Result", "Table", "TableRow", "tabulate"]
+
+TICK = "✓"
+"""Beside a row that was verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,8 @@ class TableRow:
     published: Published | None = None
     baseline: bool = False
     reference: bool = False
+    verified: bool = False
+    """Whether a cell of it was killed on purpose and came to the same bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +108,15 @@ class Table:
         return self.metrics[0]
 
 
-def tabulate(plan: Plan, standings: Mapping[str, Standing]) -> Table:
-    """The table of a plan; a stage of which `standings` (by digest) says nothing is not started."""
+def tabulate(
+    plan: Plan,
+    standings: Mapping[str, Standing],
+    certificates: Mapping[str, Certificate] = MappingProxyType({}),
+) -> Table:
+    """The table of a plan; a stage of which `standings` (by digest) says nothing is not started.
+
+    `certificates` are those that the first stages of cells hold, by digest.
+    """
     study = plan.study
     metrics = tuple(Metric(name=name, direction=way) for name, way in study.metrics.items())
     cells: dict[tuple[bool, str], list[Cell]] = {}
@@ -122,6 +136,7 @@ def tabulate(plan: Plan, standings: Mapping[str, Standing]) -> Table:
             published=None if reference else study.published.get(label),
             baseline=not reference and label == study.baseline,
             reference=reference,
+            verified=any(cell.stages[0].digest in certificates for cell in row),
         )
         for (reference, label), row in cells.items()
     )
@@ -135,7 +150,7 @@ def tabulate(plan: Plan, standings: Mapping[str, Standing]) -> Table:
         rows=tuple(row for row in rows if not row.reference),
         references=tuple(row for row in rows if row.reference),
         missing=tuple(line for row in rows for line in _missing(row)),
-        notes=_notes(rows),
+        notes=(*_notes(rows), *_verified(certificates.values())),
     )
 
 
@@ -223,6 +238,13 @@ def _notes(rows: tuple[TableRow, ...]) -> tuple[str, ...]:
     if any(difference.n > 1 and difference.low is None for difference in differences):
         notes.append("A difference that is the same for every seed has no interval.")
     return tuple(notes)
+
+
+def _verified(certificates: Collection[Certificate]) -> Iterator[str]:
+    """What the ticks rest on."""
+    if certificates:
+        kills, steps = sum(c.kills for c in certificates), sum(c.steps for c in certificates)
+        yield f"{TICK} resumed bit for bit (kills: {kills}, steps compared: {steps})."
 
 
 def _sources(rows: tuple[TableRow, ...]) -> Iterable[str]:

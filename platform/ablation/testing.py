@@ -32,6 +32,7 @@ __all__ = [
     "ToyScore",
     "ToyTrainer",
     "ignore",
+    "new_ledger",
     "paced",
     "planned",
     "stop_after",
@@ -110,6 +111,13 @@ def planned(name: str, config: Any, *, seed: int, parent: str | None = None) -> 
     )
 
 
+def new_ledger(folder: Path) -> Ledger:
+    """A ledger that is there."""
+    ledger = Ledger.open(folder)
+    ledger.check_writable()
+    return ledger
+
+
 def toy_cell(row: str, config: Toy | ToyNoise, *, seed: int = 0, **evaluate: ToyScore) -> Cell:
     """A cell of a training or of noise and its evaluations, by default one `score`."""
     name = "train" if isinstance(config, Toy) else "noise"
@@ -124,7 +132,8 @@ def toy_cell(row: str, config: Toy | ToyNoise, *, seed: int = 0, **evaluate: Toy
 def work_done(scratch: Path) -> Counter[str]:
     """How often each `stage step` of the toy was done, over all processes."""
     file = scratch / "work.txt"
-    return Counter(file.read_text().splitlines() if file.exists() else ())
+    lines = file.read_text().splitlines() if file.exists() else ()
+    return Counter(" ".join(line.split()[:2]) for line in lines)
 
 
 class ExecutorContract:
@@ -210,7 +219,7 @@ class ExecutorContract:
 def _run(executor: Executor, cells: Iterable[Cell], folder: Path) -> Ledger:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger.open(folder / "ledger")
+    ledger = new_ledger(folder / "ledger")
     executor(
         cells,
         trainer=ToyTrainer(),

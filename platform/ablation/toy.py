@@ -191,6 +191,7 @@ def _train(
             return None
         step += 1
         time.sleep(config.sleep_s)
+        _log_work(scratch, "train", step, f"{config.rate}/{seed}")
         _accidents(config, step, scratch)
         weight -= config.rate * (weight - pull * _draw("train", seed, step))
         metrics = {"loss": weight * weight, "weight": weight}
@@ -221,7 +222,7 @@ def _score(
         if should_stop():
             return None
         step += 1
-        _log_work(scratch, "score", step)
+        _log_work(scratch, "score", step, f"/{seed}")
         if step == config.fail_at:
             raise RuntimeError(f"the toy was asked to fail at step {step}")
         total += 1 / (1 + abs(weight - _draw("score", seed, step)))
@@ -231,7 +232,6 @@ def _score(
 
 
 def _accidents(config: Toy, step: int, scratch: Path | None) -> None:
-    _log_work(scratch, "train", step)
     if step == config.fail_at and not (scratch and (scratch / "mended").exists()):
         raise RuntimeError(f"the toy was asked to fail at step {step}")
     if scratch and step == config.fail_once_at and _first(scratch / f"failed-{step}"):
@@ -255,10 +255,11 @@ def _first(marker: Path) -> bool:
     return True
 
 
-def _log_work(scratch: Path | None, stage: str, step: int) -> None:
+def _log_work(scratch: Path | None, stage: str, step: int, which: str) -> None:
+    """Note a step: stage, step, whose (rate/seed), by which process, and when (seconds)."""
     if scratch:
         with (scratch / "work.txt").open("a") as file:
-            file.write(f"{stage} {step}\n")
+            file.write(f"{stage} {step} {which} {os.getpid()} {time.time():.3f}\n")
 
 
 def _draw(purpose: str, seed: int, step: int) -> float:

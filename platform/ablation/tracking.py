@@ -3,15 +3,15 @@
 One experiment a study, one parent run with its tables, one child run a cell, found by tag. The
 mirror only repeats what the ledger holds, with the ledger's own timestamps, so that MLflow drops
 what it already has: writing twice changes nothing. Of several runs with one tag, which drivers make
-that begin at once, the oldest is the one.
+that begin at once, the oldest is the one, and whoever sees the others deletes them.
 """
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -24,7 +24,6 @@ from ablation.journal import Record
 from ablation.ledger import Ledger
 from ablation.manifest import DamageError
 from ablation.plan import Plan
-from ablation.provenance import now_ms
 from ablation.run_words import params, status, tags
 from ablation.runs_page import VIEW_TAG, page, view
 
@@ -34,9 +33,10 @@ TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a tracking store raises that is away, full, broken or without its driver."""
 
 _log = logging.getLogger(__name__)
-_CELL, _STUDY, _MIRROR = "ablation.cell", "ablation.study", "ablation.mirror"
+_CELL, _STUDY = "ablation.cell", "ablation.study"
 _GONE = "(no longer in the study)"
-_ABANDONED_MS = 600_000
+_TRIES = 3
+_IN_THE_WAY = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _METRICS_PER_BATCH = 1000  # MLflow's limit
 _SETTINGS = {
     # MLflow's own are 7 tries more of 120 s each. A hanging server costs half a minute with these;
@@ -63,7 +63,6 @@ class Mirror:
     ledger: Ledger
     uri: str
     artifacts: Path | None = None
-    _name: str = field(init=False, default_factory=lambda: uuid4().hex)
     _client: MlflowClient = field(init=False)
     _experiment: str = field(init=False)
     _runs: dict[str, Run] = field(init=False, default_factory=dict)
@@ -79,9 +78,9 @@ class Mirror:
             os.environ.setdefault(name, value)
         self._client = MlflowClient(self.uri)
         self._experiment = self._find_experiment(self.plan.study.name)
-        self._settle()
-        state = view(self.plan.study.metrics)
-        self._client.set_experiment_tag(self._experiment, VIEW_TAG, state)
+        self._settled(self._settle)
+        tag = partial(self._client.set_experiment_tag, self._experiment, VIEW_TAG)
+        self._settled(partial(tag, view(self.plan.study.metrics)))
 
     @property
     def page(self) -> str:
@@ -90,15 +89,7 @@ class Mirror:
 
     def log(self, digest: str, records: Iterable[Record]) -> None:
         """Repeat journal records of a stage in the runs of all cells that have it."""
-        if digest not in self._heard:  # a driver before this one may have died before it told
-            records = [*self._journal(digest), *records]
-        for cell, stage in self._holders(digest):
-            run = self._run(cell)
-            if self._states[run] != "RUNNING":
-                self._client.update_run(run, "RUNNING")
-                self._states[run] = "RUNNING"
-            self._log(run, list(dict.fromkeys(_metrics(stage, records))))
-        self._heard.add(digest)
+        self._settled(partial(self._hear, digest, list(records)))
 
     def sync(self, standings: Mapping[str, Standing] | None = None) -> None:
         """Make every run say what the ledger says, whatever it said before.
@@ -107,9 +98,10 @@ class Mirror:
         """
         if standings is None:
             standings = self.ledger.standings(self.plan.stages)
-        self._settle()
+        self._settled(self._settle)
         for cell in self.plan.cells:
-            self._sync(cell, [standings[stage.digest] for stage in cell])
+            stands = [standings[stage.digest] for stage in cell]
+            self._settled(partial(self._sync, cell, stands))
 
     def publish(self, texts: Mapping[str, str], *, figure: Figure) -> None:
         """Put texts and figure on the parent run, and `table.md` on the experiment's page too."""
@@ -148,6 +140,19 @@ class Mirror:
                 raise
         return str(found.experiment_id)
 
+    def _settled(self, act: Callable[[], None]) -> None:
+        """Act, and again where another driver, with an older run or the same tag, came first."""
+        for number in range(_TRIES):
+            try:
+                if number:
+                    self._settle()
+                act()
+            except MlflowException as error:
+                if error.error_code not in _IN_THE_WAY or number + 1 == _TRIES:
+                    raise
+            else:
+                return
+
     def _settle(self) -> None:
         """Find or begin the study's run and every cell's: one each, however many drivers do so."""
         found, cells = self._find_runs(), {_key(cell): cell for cell in self.plan.cells}
@@ -156,10 +161,9 @@ class Mirror:
             found = made | self._find_runs()
         self._runs = {key: runs[0] for key, runs in found.items()}
         self._states = {run.info.run_id: run.info.status for run in self._runs.values()}
+        self._heard.clear()
         for run in (run for runs in found.values() for run in runs[1:]):
-            abandoned = now_ms() - run.info.start_time > _ABANDONED_MS
-            if abandoned or run.data.tags.get(_MIRROR) == self._name:  # else its driver does it
-                self._client.delete_run(run.info.run_id)
+            self._client.delete_run(run.info.run_id)
         for key, run in self._runs.items():
             if key in cells:
                 self._describe(run, cells[key])
@@ -180,9 +184,8 @@ class Mirror:
     def _begin(self, key: str, cell: Cell | None) -> Run:
         study = self.plan.study.name
         name = f"{study} (study)" if cell is None else cell.title
-        marks = {_STUDY: study} if cell is None else {_CELL: key}
-        marks |= {_MIRROR: self._name}
-        return self._client.create_run(self._experiment, run_name=name, tags=marks)
+        mark = {_STUDY: study} if cell is None else {_CELL: key}
+        return self._client.create_run(self._experiment, run_name=name, tags=mark)
 
     def _describe(self, run: Run, cell: Cell) -> None:
         """Say what a cell is; where that was said before, labels and evaluations may be new."""
@@ -204,6 +207,17 @@ class Mirror:
             run.info.run_id, params=new, tags=[RunTag(*item) for item in labels.items()]
         )
 
+    def _hear(self, digest: str, records: Sequence[Record]) -> None:
+        if digest not in self._heard:  # a driver before this one may have died before it told
+            records = [*self._journal(digest), *records]
+        for cell, stage in self._holders(digest):
+            run = self._run(cell)
+            if self._states[run] != "RUNNING":
+                self._client.update_run(run, "RUNNING")
+                self._states[run] = "RUNNING"
+            self._log(run, list(dict.fromkeys(_metrics(stage, records))))
+        self._heard.add(digest)
+
     def _holders(self, digest: str) -> list[tuple[Cell, PlannedStage]]:
         return [
             (cell, stage) for cell in self.plan.cells for stage in cell if stage.digest == digest
@@ -223,8 +237,8 @@ class Mirror:
         if state == "FINISHED" and not agrees and self._strays(run, metrics):
             # A damaged checkpoint, or a new ledger: MLflow deletes no points, so no run of them.
             self._client.delete_run(run.info.run_id)
-            run = self._runs[_key(cell)] = self._begin(_key(cell), cell)
-            self._describe(run, cell)
+            self._settle()
+            run = self._runs[_key(cell)]
         self._log(run.info.run_id, metrics)
         if over:
             self._client.set_terminated(run.info.run_id, state, end_time=ended)

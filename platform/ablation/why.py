@@ -1,113 +1,165 @@
 """The story of a cell: what was tried, how each try ended, and what was done twice for it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
+from typing import assert_never
 
 from ablation.attempts import Attempt
-from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.cells import Begun, Cell, Failed, Finished, Standing, Waiting
+from ablation.lease import BEAT_S
 
 __all__ = ["Lost", "story", "work_lost"]
+
+_CAUSES = {
+    "memory": ", for lack of memory",
+    "final": ", for good",
+    "away": ", as what it needs was away",
+}
+_INTERRUPTIONS = ("lost", "preempted")
+_WORTH_A_WORD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Work that was done again: interruptions, steps, and about how many seconds of them."""
+    """Work that was done again: interruptions, steps, and about how many seconds of them.
+
+    A process that is gone last told of its step at its last beat, so they are the least.
+    """
 
     interruptions: int
     steps: int
     seconds: float
 
     def __str__(self) -> str:
-        times = (
-            "1 interruption" if self.interruptions == 1 else f"{self.interruptions} interruptions"
-        )
-        return f"{times}, {self.steps} steps repeated ({_span(self.seconds)})"
+        times = _count(self.interruptions, "interruption")
+        if not self.steps:
+            return f"{times}, less than {_span(BEAT_S * self.interruptions)} of work repeated"
+        return f"{times}, at least {_count(self.steps, 'step')} repeated ({_span(self.seconds)})"
 
 
-def work_lost(attempts: Mapping[str, Sequence[Attempt]]) -> Lost:
+def work_lost(tries: Mapping[str, Sequence[Attempt]]) -> Lost:
     """What interruptions cost the stages whose attempts these are, by digest."""
-    ends = [a for tries in attempts.values() for a in tries if a.ended in ("lost", "preempted")]
-    again = [_repeated(a, b) for tries in attempts.values() for a, b in pairwise(tries)]
+    ends = [a for each in tries.values() for a in each if a.ended in _INTERRUPTIONS]
+    again = [
+        _repeated(first, second)
+        for each in tries.values()
+        for first, second in pairwise(each)
+        if first.ended in _INTERRUPTIONS
+    ]
     return Lost(len(ends), sum(steps for steps, _ in again), sum(s for _, s in again))
 
 
 def story(
     cell: Cell,
+    cells: Sequence[Cell],
     standings: Mapping[str, Standing],
-    attempts: Mapping[str, Sequence[Attempt]],
-) -> Iterable[str]:
-    """Lines for people; `attempts` are those of all the study's stages, by digest."""
+    tries: Mapping[str, Sequence[Attempt]],
+) -> Iterator[str]:
+    """Lines for people on one of a study's cells; attempts are by their stage's digest."""
     yield cell.title
-    others = [
-        a for digest, tries in attempts.items() if digest not in _digests(cell) for a in tries
-    ]
+    runs: set[str] = set()
     for stage in cell:
-        tries = attempts.get(stage.digest, ())
-        yield f"  {stage.name}: {_standing(standings[stage.digest], tries)}"
-        before: Attempt | None = None
-        for each in tries:
-            yield f"    {each.number}. {_began(stage, each, before, others)}; {_ended(each)}"
-            before = each
-    lost = work_lost({digest: attempts.get(digest, ()) for digest in _digests(cell)})
+        standing, attempts = standings[stage.digest], tries.get(stage.digest, ())
+        failed = [s.name for s in cell if isinstance(standings[s.digest], Failed)]
+        yield f"  {stage.name}: {_standing(standing, len(attempts), failed)}"
+        for before, attempt in zip([None, *attempts], attempts, strict=False):
+            place = [_place(attempt)]
+            if attempt.run not in runs:
+                place += _queued(attempt, cell, cells, tries)
+            began, ended = _began(attempt, before), _ended(attempt, standing)
+            yield f"    {attempt.number}. {', '.join(place)}: {began}; {ended}"
+            runs.add(attempt.run)
+        if isinstance(standing, Failed):
+            yield f"    {standing.error}"
+    lost = work_lost({stage.digest: tries.get(stage.digest, ()) for stage in cell})
     if lost.interruptions:
         yield f"  {lost}."
 
 
-def _digests(cell: Cell) -> list[str]:
-    return [stage.digest for stage in cell]
-
-
-def _standing(standing: Standing, tries: Sequence[Attempt]) -> str:
-    count = f"{len(tries)} attempt{'s' * (len(tries) != 1)}"
+def _standing(standing: Standing, attempts: int, failed: Sequence[str]) -> str:
+    """How a stage stands after so many attempts, where these stages of its cell failed."""
+    if not attempts and isinstance(standing, Waiting):
+        return f"not begun: {failed[0]} failed" if failed else "not begun"
+    count = _count(attempts, "attempt")
     match standing:
         case Finished():
             return f"finished, {count}"
-        case Failed(error):
-            return f"failed, {count}: {error}"
+        case Failed():
+            return f"failed, {count}"
         case Begun(step, total):
             return f"step {step} of {total} is committed, {count}"
         case Waiting():
-            return f"nothing is committed, {count}" if tries else "not begun"
+            return f"nothing is committed, {count}"
+    assert_never(standing)
 
 
-def _began(
-    stage: PlannedStage, attempt: Attempt, before: Attempt | None, others: Iterable[Attempt]
-) -> str:
-    words = []
-    if attempt.queued_ms is not None and stage.parent is None and before is None:
-        waited_s = (attempt.begun_ms - attempt.queued_ms) / 1000
-        ahead = sum(attempt.queued_ms <= other.begun_ms < attempt.begun_ms for other in others)
-        if waited_s >= 1:
-            words.append(f"queued {_span(waited_s)} behind {ahead} stages of other cells")
-    host = attempt.provenance.get("host")
-    crew = f" with {attempt.workers} workers" if attempt.workers > 1 else ""
-    at = f" on {host}" if host else ""
-    start = f"after step {attempt.from_step}" if attempt.from_step else "from the beginning"
-    words.append(f"{start}{at}{crew}")
-    if before is not None and (again := _repeated(before, attempt))[0]:
-        words.append(f"{again[0]} steps repeated ({_span(again[1])})")
-    return ", ".join(words)
+def _place(attempt: Attempt) -> str:
+    if not attempt.begun_ms:
+        return "its record is damaged"
+    at = datetime.fromtimestamp(attempt.begun_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    crew = f", {attempt.workers} workers" if attempt.workers > 1 else ""
+    return f"{at} on {attempt.provenance.get('host', 'an unknown machine')}{crew}"
 
 
-def _ended(attempt: Attempt) -> str:
-    step = "" if attempt.step is None else f" at step {attempt.step}"
+def _queued(
+    attempt: Attempt,
+    cell: Cell,
+    cells: Sequence[Cell],
+    tries: Mapping[str, Sequence[Attempt]],
+) -> list[str]:
+    """How long a cell's first attempt of a run was waited for, and for what."""
+    since = attempt.queued_ms or attempt.begun_ms
+    waited_s = (attempt.begun_ms - since) / 1000
+    if waited_s < _WORTH_A_WORD_S:
+        return []
+    mine = {stage.digest for stage in cell}
+    ahead = sum(
+        any(since <= a.begun_ms < attempt.begun_ms for a in _attempts(other, tries, mine))
+        for other in cells
+    )
+    behind = f" behind {_count(ahead, 'cell')}" if ahead else ""
+    return [f"queued {_span(waited_s)}{behind}"]
+
+
+def _attempts(
+    cell: Cell, tries: Mapping[str, Sequence[Attempt]], without: Set[str]
+) -> Iterator[Attempt]:
+    for stage in cell:
+        if stage.digest not in without:
+            yield from tries.get(stage.digest, ())
+
+
+def _began(attempt: Attempt, before: Attempt | None) -> str:
+    step = attempt.from_step
+    start = f"went on after step {step}" if step else "from the beginning"
+    steps, seconds = _repeated(before, attempt) if before else (0, 0.0)
+    return f"{start}, {_count(steps, 'step')} repeated ({_span(seconds)})" if steps else start
+
+
+def _ended(attempt: Attempt, standing: Standing) -> str:
+    step = f" after step {attempt.step}" if attempt.step else ""
+    took = f" in {_span(_took_s(attempt))}" if _took_s(attempt) >= _WORTH_A_WORD_S else ""
     match attempt.ended:
         case "finished":
-            return f"finished{step}"
+            return f"finished{step}{took}"
         case "failed":
-            kind = {"memory": ", too little memory", "final": ", for good"}.get(
-                attempt.cause or "", ""
+            known = isinstance(standing, Failed) and standing.error.startswith(attempt.error)
+            return f"failed{step}{took}{_CAUSES.get(attempt.cause or '', '')}" + (
+                "" if known else f": {attempt.error}"
             )
-            return f"failed{step}{kind}: {attempt.error}"
         case "interrupted":
-            return f"asked to stop{step}"
+            return f"asked to stop{step}{took}"
         case "preempted":
             return f"preempted{step} or later ({attempt.error})"
         case "lost":
             return f"lost{step}{' or later' * bool(step)}, without a word"
+        case None if isinstance(standing, Finished | Failed):
+            return "gone without a word"
         case None:
-            return "at work, or gone without a word"
+            return "at work, or lost since"
+    assert_never(attempt.ended)
 
 
 def _repeated(first: Attempt, second: Attempt) -> tuple[int, float]:
@@ -115,14 +167,20 @@ def _repeated(first: Attempt, second: Attempt) -> tuple[int, float]:
     if first.step is None or first.step <= second.from_step:
         return 0, 0.0
     steps = first.step - second.from_step
-    done = max(1, first.step - first.from_step)
-    took_s = max(0, (first.ended_ms or first.begun_ms) - first.begun_ms) / 1000
-    return steps, took_s * steps / done
+    return steps, _took_s(first) * steps / max(1, first.step - first.from_step)
+
+
+def _took_s(attempt: Attempt) -> float:
+    return max(0, (attempt.ended_ms or attempt.begun_ms) - attempt.begun_ms) / 1000
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _span(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

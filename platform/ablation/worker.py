@@ -16,17 +16,21 @@ from ablation.events import Event, EventKind, Observe
 from ablation.journal import Record
 from ablation.lease import Lease
 from ablation.manifest import DamageError
-from ablation.pace import Pace
 from ablation.protocol import Progress, Result
 from ablation.retries import cause_of, enough
 from ablation.saving import Saving
+from ablation.signals import Signals
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
+from ablation.terms import Terms
 
-__all__ = ["Lead", "Left", "Signals", "Steps", "follow"]
+__all__ = ["Lead", "Left", "Steps", "follow"]
 
 Steps: TypeAlias = Generator[Progress, None, Result | None]
 """A trainer's stage at work."""
+
+_NEAR_S = 600.0
+"""So long after a notice each step is saved; clouds give half a minute to ten minutes."""
 
 Left: TypeAlias = Literal["stopped", "failed", "busy"]
 """Why a stage was left without an outcome: it was asked to stop, it failed and is to be tried
@@ -35,31 +39,6 @@ again, or another process holds it."""
 
 class _TrainerError(Exception):
     """The trainer raised, or broke the protocol, as `__cause__` says."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Signals:
-    """What is asked of a running stage; each question is put once after every step.
-
-    `notice` is what is known of this machine's coming end, empty while nothing is. The trainer
-    hears of a stop through `stopped`: never before it was looked at here.
-    """
-
-    should_stop: Callable[[], bool]
-    notice: Callable[[], str]
-    stop: bool = False
-    noticed: str = ""
-
-    def look(self) -> bool:
-        """Ask; whether the answers call for a commit."""
-        notice, stop = self.notice(), self.should_stop()
-        new = (stop and not self.stop) or notice not in ("", self.noticed)
-        self.noticed, self.stop = notice or self.noticed, stop or self.stop
-        return new
-
-    def stopped(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.stop
 
 
 class _Watched:
@@ -94,13 +73,14 @@ class Lead:
     restored: Restored | None
     signals: Signals
     observe: Observe
-    pace: Pace
-    max_failures: int
+    terms: Terms
     blame: Callable[[Exception], Exception]
     clock: Callable[[], float]
     now_ms: Callable[[], int]
     step: int = 0
     total: int = 0
+    near_until: float = 0.0
+    """Until then, by `clock`, this machine may end at any moment."""
     pending: list[Record] = field(default_factory=list)
     """Records that no commit covers yet."""
 
@@ -109,8 +89,6 @@ class Lead:
         steps: Steps,
         *,
         workers: int,
-        run: str,
-        queued_ms: int | None,
         origin: Mapping[str, Any],
     ) -> Outcome | Left:
         """Do the steps and record them, from the attempt's first word to its last.
@@ -125,8 +103,8 @@ class Lead:
             time_ms=self.now_ms(),
             from_step=self.step,
             workers=workers,
-            run=run,
-            queued_ms=queued_ms,
+            run=self.terms.run,
+            queued_ms=self.terms.queued_ms,
             provenance=origin,
         )
         self.lease.say(attempt=attempt.number, step=self.step)
@@ -148,22 +126,28 @@ class Lead:
 
     def _record(self, steps: Steps, writer: StageWriter) -> Result | None:
         known = self._known_times()
-        due = self.clock() + self.pace.interval_s(0.0)
+        due = self.clock() + self.terms.pace.interval_s(0.0)
         watched = _Watched(steps)
         commit = partial(writer.commit, guard=self.lease.check)
         with Saving(commit=commit, committed=self._committed) as saving:
             for progress in _blamed(watched):
                 self._note(progress, known)
-                if self._look() or self.clock() >= due:
+                if self._look() or self._is_due(due, saving):
                     due = self._save(progress, saving)
             saving.wait()
         return watched.result
+
+    def _is_due(self, due: float, saving: Saving) -> bool:
+        """Whether to save now: a slow commit is waited for only when another would be overdue."""
+        now = self.clock()
+        return now >= due and (not saving.busy or now >= due + self.terms.pace.most_s)
 
     def _look(self) -> bool:
         """Whether something calls for a commit now."""
         before = self.signals.noticed
         new = self.signals.look()
         if self.signals.noticed != before:
+            self.near_until = self.clock() + _NEAR_S
             self.lease.warn(self.signals.noticed)
             self._tell("noticed", message=self.signals.noticed)
         if self.lease.lost:
@@ -186,11 +170,12 @@ class Lead:
 
     def _save(self, progress: Progress, saving: Saving) -> float:
         """Save the step; when the next one is due."""
+        saving.wait()
         began = self.clock()
         write, records = partial(_call, progress.save), self._taken()
         saving.save(self.step, self.total, write=write, records=records)
         ended = self.clock()
-        interval = self.pace.interval_s(ended - began)
+        interval = 0.0 if ended < self.near_until else self.terms.pace.interval_s(ended - began)
         if not interval:
             saving.wait()
         return ended + interval
@@ -222,7 +207,11 @@ class Lead:
         error = f"{type(cause).__name__}: {cause}"
         self.lease.check()
         self._close(attempt, "failed", cause=cause, error=error)
-        reason = enough(self.folder.attempts(), max_failures=self.max_failures)
+        reason = enough(
+            self.folder.attempts(),
+            max_failures=self.terms.max_failures,
+            patience_s=self.terms.patience_s,
+        )
         if reason is None:
             self._tell("retried", message=error)
             return "failed"

@@ -17,7 +17,7 @@ from ruamel.yaml.reader import ReaderError
 
 from ablation.problems import Problem, StudyError, show
 
-__all__ = ["Document", "Trail", "read"]
+__all__ = ["Document", "Trail", "parse", "read"]
 
 Trail: TypeAlias = tuple[str | int, ...]
 """The keys and indices that lead to a value."""
@@ -55,12 +55,19 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """The document in a file, with the problems that leave the rest of it readable.
+    """The document in a file, as `parse` gives it.
 
     Raises StudyError where the file cannot be read or does not parse.
     """
-    file = str(path)
-    text, reader = _text(path), _Reader(file)
+    return parse(_text(path), str(path))
+
+
+def parse(text: str, file: str) -> Document:
+    """The document in a text, with the problems that leave the rest of it readable.
+
+    Raises StudyError where it does not parse.
+    """
+    reader = _Reader(file)
     try:
         node = YAML(typ="safe", pure=True).compose(text)
         content = None if node is None else reader.value(node, ())

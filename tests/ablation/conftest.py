@@ -1,19 +1,27 @@
 """A trainer that bakes, whose settings are nested and have rules; plans of the toy trainer."""
 
-from collections.abc import Callable, Generator, Mapping
+import logging
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 import pytest
+from pyarrow import fs
 
+from ablation import address, lease, patience
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
 from ablation.problems import StudyError
 from ablation.protocol import Direction, Kind, Place
+from ablation.storage import Storage
 from ablation.study import Study, load_study
-from ablation.testing import ToyTrainer
+from ablation.testing import ToyTrainer, new_ledger
 from ablation.trainers import TrainerError
+from chaos.proxy import Proxy
 
 
 class BakeError(ValueError):
@@ -199,4 +207,79 @@ def toy_place(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger.open(tmp_path / "ledger")
+    return new_ledger(tmp_path / "ledger")
+
+
+BUCKET = "bucket"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """`host:port` of an S3 server in a thread of this process, with one bucket."""
+    from moto.server import ThreadedMotoServer  # takes a second
+
+    # It writes the traceback of every request that is cut.
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    fs.S3FileSystem(
+        access_key="key",
+        secret_key="secret",
+        endpoint_override=f"{host}:{port}",
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    ).create_dir(BUCKET)
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3:
+    """A folder on an S3 server, which is reached through a proxy, or past it."""
+
+    proxy: Proxy
+    server: str
+    folder: str
+
+    def uri(self, *, past: bool = False) -> str:
+        """The folder's address."""
+        address = self.server if past else self.proxy.address
+        return (
+            f"s3://key:secret@{BUCKET}/{self.folder}"
+            f"?endpoint_override={address}&scheme=http&region=us-east-1"
+        )
+
+    def storage(self, *, past: bool = False) -> Storage:
+        return Storage.open(self.uri(past=past))
+
+    def ledger(self) -> Ledger:
+        """A ledger that is there."""
+        Ledger(self.storage(past=True)).check_writable()
+        return Ledger(self.storage())
+
+
+@pytest.fixture
+def s3(s3_server: str, request: pytest.FixtureRequest) -> Iterator[S3]:
+    with Proxy(s3_server, seed=crc32(request.node.name.encode())) as proxy:
+        yield S3(proxy=proxy, server=s3_server, folder=secrets.token_hex(8))
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for a storage are short, pyarrow does not wait beside, and leases expire soon."""
+    monkeypatch.setattr(address, "TRIES", 1)
+    leases = {"BEAT_S": 0.1, "EXPIRY_S": 1.0, "_LOOK_S": 0.05, "_RELEASE_WITHIN_S": 0.5}
+    for name, seconds in leases.items():
+        monkeypatch.setattr(lease, name, seconds)
+
+    class Time:
+        monotonic = staticmethod(time.monotonic)
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            time.sleep(seconds / 20)
+
+    monkeypatch.setattr(patience, "time", Time)
+    monkeypatch.setattr(patience, "_TOLD_AFTER_S", 0.1)

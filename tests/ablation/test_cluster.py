@@ -17,6 +17,7 @@ from ablation.testing import (
     Toy,
     ToyScore,
     ToyTrainer,
+    new_ledger,
     paced,
     toy_cell,
 )
@@ -102,6 +103,15 @@ def test_run_cluster__cell_larger_than_cluster(tmp_path):
         raise AssertionError("nothing may run")
 
 
+def test_run_cluster__begins_with_the_workers_that_there_is_room_for(tmp_path):
+    cell = toy_cell("a", Toy(batch=12))
+    assert _run([cell], tmp_path, Layout(workers=(1, 4))) == {}
+    ledger = Ledger.open(tmp_path)
+    for stage in cell:
+        (attempt,) = ledger.stage(stage.digest).attempts()
+        assert (attempt.workers, attempt.ended) == (2, "finished")
+
+
 def test_connected__settles_the_number_of_gpus():
     with connected(Layout()) as layout:
         assert layout.gpus_per_worker == 0
@@ -123,7 +133,7 @@ def _run(cells, folder, layout, observe=lambda event: None):
     return run_cluster(
         cells,
         trainer=ToyTrainer(),
-        ledger=Ledger.open(folder),
+        ledger=new_ledger(folder),
         place=Place(data={"scratch": scratch}),
         layout=replace(layout, gpus_per_worker=0),
         observe=observe,

@@ -11,7 +11,7 @@ from ablation.execute import execute, never
 from ablation.ledger import Ledger
 from ablation.protocol import Place
 from ablation.storage import Storage, StorageError
-from ablation.testing import Toy, ToyTrainer, ignore, paced, planned, stop_after
+from ablation.testing import Toy, ToyTrainer, ignore, new_ledger, paced, planned, stop_after
 
 STAGE = planned("train", Toy(steps=4, rate=0.3), seed=0)
 SHORT = planned("train", Toy(steps=3, rate=0.3), seed=0)
@@ -116,6 +116,7 @@ class Faulty(fs.FileSystemHandler):
 
 def faulty_ledger(folder: Path, faults: Faults, *, local: bool) -> Ledger:
     handler = Faulty(fs.LocalFileSystem(), faults)
+    new_ledger(folder)
     files = fs.PyFileSystem(handler)
     where = folder if local else None
     return Ledger(Storage(files=files, root=str(folder), uri=str(folder), local=where))
@@ -146,7 +147,7 @@ def weights(ledger: Ledger, into: Path) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    ledger = Ledger.open(tmp_path_factory.mktemp("undisturbed"))
+    ledger = new_ledger(tmp_path_factory.mktemp("undisturbed"))
     run(ledger)
     run(ledger, stage=SHORT)
     return ledger
@@ -189,7 +190,7 @@ def test_commit__crash_at_any_operation(tmp_path, undisturbed, mode, local, monk
 
 def test_ledger__reader_survives_a_writer_that_goes_on(tmp_path):
     """Between listing and reading, the writer may replace the commit that was listed."""
-    ledger, stage = Ledger.open(tmp_path), planned("train", Toy(steps=9), seed=0)
+    ledger, stage = new_ledger(tmp_path), planned("train", Toy(steps=9), seed=0)
     run(ledger, stage=stage, should_stop=stop_after(2))
     faults = Faults(0, "")
     handler = Overtaken(fs.LocalFileSystem(), faults)
@@ -220,7 +221,7 @@ class Vanishing(Faulty):
 
 
 def test_ledger__reader_survives_a_commit_that_goes(tmp_path):
-    run(Ledger.open(tmp_path), should_stop=stop_after(3))
+    run(new_ledger(tmp_path), should_stop=stop_after(3))
     files = fs.PyFileSystem(Vanishing(fs.LocalFileSystem(), Faults(0, "")))
     ledger = Ledger(Storage(files=files, root=str(tmp_path), uri="far"))
     assert ledger.standing(STAGE.digest) == Begun(2, 4)

@@ -10,6 +10,7 @@ from ablation.events import Event
 from ablation.figure import draw
 from ablation.overview import overview, status
 from ablation.table import tabulate
+from ablation.why import Lost
 
 
 def _event(stage, kind, **fields):
@@ -96,9 +97,17 @@ def test_status__names_every_state(toy_plan):
     states = [Finished({}), Failed("no [bold] luck"), Begun(3, 8), Waiting()]
     stages = list(plan.stages)
     standings = {digest: states[index % 4] for index, digest in enumerate(stages)}
-    shown = _show(status(plan, standings))
+    shown = _show(status(plan, standings, Lost(0, 0, 0.0)))
+    assert "interruption" not in shown
     for words in ("finished", "failed", "37 %", "waiting", "no [bold] luck", "fast | wild"):
         assert words in shown
+
+
+def test_status__ends_with_the_work_lost(toy_plan):
+    plan = toy_plan()
+    standings = dict.fromkeys(plan.stages, Waiting())
+    shown = _show(status(plan, standings, Lost(3, 41, 12.0)))
+    assert shown.rstrip().endswith("3 interruptions, at least 41 steps repeated (12 s).")
 
 
 def test_draw__shows_all_rows(toy_plan):

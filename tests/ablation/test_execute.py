@@ -1,7 +1,9 @@
 import pickle
 import tempfile
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,15 @@ import pytest
 from ablation.cells import Begun, Failed, Finished, Waiting
 from ablation.execute import execute, never
 from ablation.ledger import Ledger
+from ablation.pace import Pace
 from ablation.protocol import Place
 from ablation.storage import StorageError
+from ablation.terms import Terms
 from ablation.testing import (
     Toy,
     ToyTrainer,
     ignore,
+    new_ledger,
     paced,
     planned,
     stop_after,
@@ -26,7 +31,7 @@ STAGE = planned("train", Toy(), seed=0)
 
 @pytest.fixture
 def ledger(tmp_path) -> Ledger:
-    return Ledger.open(tmp_path / "ledger")
+    return new_ledger(tmp_path / "ledger")
 
 
 @pytest.fixture(autouse=True)
@@ -133,20 +138,86 @@ def test_execute__stop_commits_the_step_it_was_seen_at(ledger):
 
 
 def test_execute__commits_by_time(ledger):
-    now = iter(range(1000))
-    events = []
-    run(ledger, clock=lambda: next(now), terms=paced(3.0), observe=events.append)
+    now, events, committed = iter(range(1000)), [], threading.Event()
+
+    def observe(event):
+        events.append(event)
+        if event.kind == "committed":
+            committed.set()
+        elif event.step == 5:
+            assert committed.wait(60)
+            time.sleep(0.05)  # the commit is over when its observer is
+
+    run(ledger, clock=lambda: next(now), terms=paced(3.0), observe=observe)
     # Each look at the clock takes a second: at the start, at each step, and two for a commit.
     assert [event.step for event in events if event.kind == "committed"] == [3, 6]
 
 
-def test_execute__a_notice_is_answered_by_a_commit(ledger):
+class SlowCheckpoints:
+    """Files of a disk that writes checkpoints only when a gate is open."""
+
+    def __init__(self, files, gate):
+        self.files, self.gate = files, gate
+
+    def __getattr__(self, name):
+        return getattr(self.files, name)
+
+    def open_output_stream(self, path):
+        assert "checkpoints" not in path or self.gate.wait(60)
+        return self.files.open_output_stream(path)
+
+
+def run_slowly(ledger, *, most_s, until):
+    """Steps of 10 s with a commit due at each, on a disk that is slow until a step is done."""
+    gate, events = threading.Event(), []
+
+    def observe(event):
+        events.append(event)
+        if (event.kind, event.step) == ("progress", until):
+            gate.set()
+
+    files = SlowCheckpoints(ledger.storage.files, gate)
+    run(
+        Ledger(replace(ledger.storage, files=files)),
+        observe=observe,
+        clock=lambda: 10.0 * sum(event.kind == "progress" for event in events),
+        terms=Terms(pace=Pace(least_s=5.0, most_s=most_s)),
+    )
+    return [(e.kind, e.step) for e in events if e.kind in ("progress", "committed")]
+
+
+def test_execute__trains_on_while_a_commit_is_slow(ledger):
+    told = run_slowly(ledger, most_s=1e9, until=6)
+    assert told[:6] == [("progress", step) for step in range(1, 7)]
+    assert ("committed", 1) in told[6:]
+
+
+def test_execute__waits_for_a_commit_when_the_next_is_overdue(ledger):
+    told = run_slowly(ledger, most_s=25.0, until=4)
+    # Due at 15 s, overdue at 40 s.
+    assert told.index(("committed", 1)) < told.index(("progress", 5))
+
+
+def test_execute__after_a_notice_each_step_is_committed(ledger):
     events, told = [], iter(["", "", "", *["spot"] * 3, *["spot, and now"] * 9])
     run(ledger, notice=lambda: next(told), observe=events.append, terms=paced(1e9))
-    assert [event.step for event in events if event.kind == "committed"] == [4, 7]
+    assert [event.step for event in events if event.kind == "committed"] == [4, 5, 6, 7, 8]
     noticed = [(event.step, event.message) for event in events if event.kind == "noticed"]
     assert noticed == [(4, "spot"), (7, "spot, and now")]
     assert events[-1].kind == "finished"
+
+
+def test_execute__a_notice_that_nothing_follows_wears_off(ledger):
+    events, told, now = [], iter(["", *["spot"] * 9]), iter(range(0, 100_000, 100))
+    run(
+        ledger,
+        notice=lambda: next(told),
+        observe=events.append,
+        terms=paced(1e9),
+        clock=lambda: next(now),
+    )
+    # Each look at the clock takes 100 s: one at the notice, two for a commit, one at a step.
+    assert [event.step for event in events if event.kind == "committed"] == [2, 3, 4]
 
 
 def test_execute__trainer_error_is_a_failed_outcome(ledger, scratch):
@@ -233,5 +304,5 @@ def test_execute__errors_of_observer_and_storage_pass(ledger, tmp_path):
         run(ledger, observe=raising)
     assert ledger.outcome(STAGE.digest) is None
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="Could not write"):
+    with pytest.raises(StorageError, match="Could not read"):
         run(Ledger.open(tmp_path / "file"))

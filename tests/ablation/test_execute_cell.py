@@ -20,6 +20,7 @@ from ablation.testing import (
     ToyScore,
     ToyTrainer,
     ignore,
+    new_ledger,
     paced,
     planned,
     stop_after,
@@ -31,7 +32,7 @@ STAGE = planned("train", Toy(), seed=0)
 
 @pytest.fixture
 def ledger(tmp_path) -> Ledger:
-    return Ledger.open(tmp_path / "ledger")
+    return new_ledger(tmp_path / "ledger")
 
 
 def run(ledger, stage=STAGE, *, trainer=None, observe=ignore, should_stop=never, **options):
@@ -153,14 +154,13 @@ KILLED = """
 import sys
 from pathlib import Path
 from ablation.executors.inline import run_inline
-from ablation.ledger import Ledger
 from ablation.protocol import Place
 from ablation.execute import never
-from ablation.testing import Toy, ToyTrainer, ignore, paced, toy_cell
+from ablation.testing import Toy, ToyTrainer, ignore, new_ledger, paced, toy_cell
 folder = Path(sys.argv[1])
 run_inline(
     [toy_cell("a", Toy(die_at=5, rate=0.3))], trainer=ToyTrainer(),
-    ledger=Ledger.open(folder / "ledger"), place=Place(data={"scratch": folder}),
+    ledger=new_ledger(folder / "ledger"), place=Place(data={"scratch": folder}),
     observe=ignore, should_stop=never, terms=paced(float(sys.argv[2])),
 )
 """
@@ -171,10 +171,10 @@ def test_execute__death_leaves_no_trace_in_the_numbers(tmp_path, every_s):
     command = [sys.executable, "-c", KILLED, str(tmp_path), every_s]
     train, score = toy_cell("a", Toy(die_at=5, rate=0.3))
     assert subprocess.run(command, check=False).returncode == 17
-    ledger = Ledger.open(tmp_path / "ledger")
+    ledger = new_ledger(tmp_path / "ledger")
     assert ledger.standing(train.digest) == (Begun(4, 8) if every_s == "0" else Waiting())
     assert subprocess.run(command, check=False).returncode == 0
-    quiet, events = Ledger.open(tmp_path / "quiet"), []
+    quiet, events = new_ledger(tmp_path / "quiet"), []
     cell = toy_cell("a", Toy(rate=0.3))
     cell_run(quiet, cell, events)
     assert ledger.outcome(score.digest) == quiet.outcome(cell.stages[1].digest)

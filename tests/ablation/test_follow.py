@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ablation.cells import Finished
+from ablation.cells import Finished, Waiting
 from ablation.events import Event
-from ablation.follow import Follower
+from ablation.follow import Follower, repeat
 from ablation.journal import Record
 from ablation.storage import StorageError
 from ablation.table import tabulate
@@ -267,3 +267,21 @@ def test_follower__finish_may_wait_for_ever(table):
 
 def ignore_text(text: str) -> None:
     pass
+
+
+def test_repeat__tells_all_of_it_however_long_it_takes(table):
+    tracker = FakeTracker(always={"sync all": lambda: time.sleep(0.2)})
+    assert repeat(tracker, DONE, table, TEXTS) == ""
+    assert tracker.calls == ["open", "sync all", "publish", "close True"]
+    tracker = FakeTracker()
+    repeat(tracker, {"aa": Waiting()}, table, TEXTS)
+    assert tracker.calls[-1] == "close False"
+
+
+@pytest.mark.parametrize("where", ["open", "sync all", "publish", "close True"])
+def test_repeat__says_what_went_wrong_and_tries_nothing_else(where, table):
+    tracker = FakeTracker(always={where: _refuse})
+    words = repeat(tracker, DONE, table, TEXTS)
+    assert words == "does not answer as it must (ConnectionError: nobody there)"
+    assert tracker.calls[-1] == where
+    assert tracker.calls.count("open") == 1

@@ -2,6 +2,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -11,7 +12,16 @@ from ablation.ledger import Ledger
 from ablation.manifest import DamageError
 from ablation.protocol import Place
 from ablation.storage import StorageError
-from ablation.testing import StopFile, Toy, ToyTrainer, ignore, paced, planned, stop_after
+from ablation.testing import (
+    StopFile,
+    Toy,
+    ToyTrainer,
+    ignore,
+    new_ledger,
+    paced,
+    planned,
+    stop_after,
+)
 
 STAGE = planned("train", Toy(steps=4, rate=0.3), seed=0)
 
@@ -37,7 +47,7 @@ def metrics(ledger: Ledger, stage=STAGE):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    ledger = Ledger.open(tmp_path_factory.mktemp("undisturbed"))
+    ledger = new_ledger(tmp_path_factory.mktemp("undisturbed"))
     run(ledger)
     return ledger
 
@@ -68,7 +78,7 @@ FILES = pytest.mark.parametrize(
 def test_commit__damage_falls_back_to_the_commit_before(
     tmp_path, undisturbed, caplog, damage, file
 ):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger, should_stop=stop_after(3))
     folder = tmp_path / "stages" / STAGE.digest
     assert sorted(re.sub(r"-\w+", "", p.name) for p in (folder / "checkpoints").iterdir()) == [
@@ -81,7 +91,7 @@ def test_commit__damage_falls_back_to_the_commit_before(
     assert restored.step == 2
     assert [record.step for record in restored.records] == [1, 2]
     if list(folder.glob("checkpoints/3-*.json")):
-        assert "checkpoint of step 3" in caplog.text
+        assert re.search(r"/checkpoints/3-\w+ is damaged", caplog.text)
         assert "damaged and left out" in caplog.text
     assert ledger.stage(STAGE.digest).restore(tmp_path / "into").step == 2
     assert [s for s, _ in metrics(ledger)] in ([1, 2], [1, 2, 3])
@@ -92,7 +102,7 @@ def test_commit__damage_falls_back_to_the_commit_before(
 
 
 def test_commit__nothing_sound_starts_over(tmp_path, undisturbed, caplog):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger, should_stop=stop_after(3))
     for file in (tmp_path / "stages" / STAGE.digest / "journal").iterdir():
         flip(file)
@@ -102,11 +112,12 @@ def test_commit__nothing_sound_starts_over(tmp_path, undisturbed, caplog):
         ledger.journal(STAGE.digest)
     assert isinstance(run(ledger), Finished)
     assert metrics(ledger) == metrics(undisturbed)
-    assert caplog.text.count("damaged") > 3
+    assert caplog.text.count("is damaged and left out") == 2
+    assert caplog.text.count("holds no sound checkpoint: the stage begins anew") == 1
 
 
 def test_commit__damage_keeps_the_time_of_what_was_recorded(tmp_path):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger, should_stop=stop_after(3))
     flip(only(tmp_path / "stages" / STAGE.digest, "checkpoints/3-*/state/weight.json"))
     before = ledger.journal(STAGE.digest)
@@ -126,7 +137,7 @@ def test_commit__damage_keeps_the_time_of_what_was_recorded(tmp_path):
 
 
 def test_commit__resume_step_must_be_there(tmp_path):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger, should_stop=stop_after(3))
     with pytest.raises(StorageError, match="must hold a sound checkpoint of step 1, got none"):
         ledger.stage(STAGE.digest).restore(tmp_path / "into", step=1)
@@ -137,7 +148,7 @@ def test_commit__resume_step_must_be_there(tmp_path):
 
 def test_commit__journal_is_a_few_files(tmp_path):
     stage = planned("train", Toy(steps=100), seed=0)
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger, stage=stage, should_stop=stop_after(99))
     folder = tmp_path / "stages" / stage.digest / "journal"
     assert len(list(folder.iterdir())) <= 8
@@ -147,7 +158,7 @@ def test_commit__journal_is_a_few_files(tmp_path):
 
 
 def test_commit__finished_is_for_good(tmp_path):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger)
     writer = ledger.writer(STAGE.digest)
     with pytest.raises(StorageError, match="finished already"):
@@ -162,7 +173,7 @@ def test_commit__failure_can_be_cleared(tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     stage, place = planned("train", Toy(fail_at=5), seed=0), Place(data={"scratch": scratch})
-    ledger = Ledger.open(tmp_path / "ledger")
+    ledger = new_ledger(tmp_path / "ledger")
     assert isinstance(run(ledger, stage=stage, place=place), Failed)
     ledger.writer(stage.digest).tidy()
     assert [record.step for record in ledger.journal(stage.digest)] == [1, 2, 3, 4]
@@ -175,7 +186,7 @@ def test_commit__failure_can_be_cleared(tmp_path):
 
 
 def test_commit__damaged_outcome_counts_for_nothing(tmp_path, caplog):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger)
     cut(tmp_path / "stages" / STAGE.digest / "outcome.json")
     assert ledger.outcome(STAGE.digest) is None
@@ -185,7 +196,7 @@ def test_commit__damaged_outcome_counts_for_nothing(tmp_path, caplog):
 
 
 def test_ledger__artifacts_are_of_finished_stages(tmp_path):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     with pytest.raises(StorageError, match="got one that has not ended"):
         ledger.artifacts(STAGE.digest, tmp_path / "into")
     ledger.writer(STAGE.digest).fail("no luck")
@@ -205,7 +216,7 @@ def test_ledger__digests_are_hexadecimal(tmp_path, digest):
 
 
 def test_ledger__standings_keep_the_order(tmp_path):
-    ledger = Ledger.open(tmp_path)
+    ledger = new_ledger(tmp_path)
     run(ledger, should_stop=stop_after(2))
     other = planned("train", Toy(steps=1), seed=7)
     run(ledger, stage=other)
@@ -244,3 +255,35 @@ def test_ledger__stop_file_is_a_stop(tmp_path):
     assert not StopFile(tmp_path / "stop")()
     (tmp_path / "stop").touch()
     assert StopFile(tmp_path / "stop")()
+
+
+def test_ledger__a_layout_is_known_or_refused(tmp_path):
+    ledger = Ledger.open(tmp_path)
+    ledger.check_writable()
+    ledger.check()
+    file = tmp_path / "ledger.json"
+    assert json.loads(file.read_text()) == {"layout": 1}
+    before = file.stat().st_mtime_ns
+    ledger.check_writable()
+    assert file.stat().st_mtime_ns == before, "it is written once"
+    for content in ('{"layout": 2}', "{"):
+        file.write_text(content)
+        for check in (ledger.check, ledger.check_writable):
+            with pytest.raises(StorageError, match=r"ledger\.json must .*, or choose another"):
+                check()
+        assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
+        assert file.read_text() == content
+
+
+def test_ledger__that_is_not_there_is_empty_or_not_mounted(tmp_path):
+    ledger, said = Ledger.open(tmp_path / "mount"), list[str]()
+    ledger.check(empty=True)
+    with pytest.raises(StorageError, match=r"Could not read .*is its disk mounted"):
+        ledger.check()
+    assert not (tmp_path / "mount").exists()
+    mount = Timer(0.3, ledger.check_writable)
+    mount.start()
+    ledger.patient(20, said.append).check()
+    mount.join()
+    with pytest.raises(StorageError, match=r"mounted"):
+        Ledger.open(tmp_path / "other").patient(0.3, said.append).check()

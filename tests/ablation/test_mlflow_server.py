@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -34,13 +34,23 @@ Application = Callable[[dict[str, Any], Any], Answer]
 
 @dataclass
 class Server:
-    """MLflow's application, behind what a test puts before it: `trouble`, asked at each request."""
+    """MLflow's application, behind what a test puts before it: `trouble`, asked at each request.
+
+    Drivers may reach it by addresses of their own, `uri/driver-1`, and be `dead`.
+    """
 
     application: Application
     uri: str = ""
     trouble: Callable[["Server", dict[str, Any], Any], Answer] | None = None
+    dead: set[str] = field(default_factory=set)
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Answer:
+        driver, _, path = environ["PATH_INFO"].removeprefix("/").partition("/")
+        if driver.startswith("driver-"):
+            environ["PATH_INFO"] = f"/{path}"
+        # MLflow's client keeps the address of a run's artifacts, and those here are one process.
+        if driver in self.dead and "mlflow-artifacts" not in path:
+            return _answer("503 Service Unavailable")(self, environ, start)
         if self.trouble is None:
             return self.application(environ, start)
         return self.trouble(self, environ, start)
@@ -246,9 +256,13 @@ def test_server__flickers_through_five_resumptions(
         return server.application(environ, start)
 
     server.trouble = flicker
-    for steps in (2, 4, 3, 5, 4):
-        follower = Follower(mirror(), ignore_text, pauses_s=SOON)
+    for number, steps in enumerate((2, 4, 3, 5, 4)):
+        driver = f"driver-{number}"
+        its = Mirror(plan=plan, ledger=ledger, uri=f"{server.uri}/{driver}")
+        follower = Follower(its, ignore_text, pauses_s=SOON)
         _run(plan, ledger, toy_place, follower, stop_after(steps))
+        time.sleep(chance.random())
+        server.dead.add(driver)
     follower = Follower(mirror(), ignore_text, pauses_s=SOON)
     _run(plan, ledger, toy_place, follower)
     server.trouble = None

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from ablation.attempts import Attempt
-from ablation.retries import MAX_LOSSES_IN_PLACE, cause_of, enough
+from ablation.retries import MAX_LOSSES_IN_PLACE, cause_of, enough, pause_s
 
 
 def tries(*parts: dict[str, Any]) -> Sequence[Attempt]:
@@ -26,6 +26,10 @@ class FinalError(Exception):
     retry = False
 
 
+class AwayError(FinalError):
+    retry, away = True, True
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch and Ray call theirs."""
 
@@ -39,6 +43,7 @@ class CudaError(OutOfMemoryError): ...
         (ValueError("x"), "exception"),
         (KeyboardInterrupt(), "exception"),
         (FinalError("x"), "final"),
+        (AwayError("x"), "away"),
         (MemoryError(), "memory"),
         (OutOfMemoryError(), "memory"),
         (CudaError(), "memory"),
@@ -131,3 +136,43 @@ def test_enough__a_new_run_is_a_new_try():
     assert enough(tries(*before, lost()), max_failures=0) is None
     assert enough(tries(*before, failed("a")), max_failures=1) is None
     assert enough(tries(*before, failed("a")), max_failures=0) is not None
+
+
+def away(step: int = 3, **parts: Any) -> dict[str, Any]:
+    return failed("gone", step, **{"cause": "away", **parts})
+
+
+def test_pause__doubles_while_something_is_away():
+    pauses = [pause_s(tries(*[away()] * count)) for count in range(9)]
+    assert pauses == [0, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+@pytest.mark.parametrize("other", [failed("a"), lost(), {"ended": "preempted"}, {}])
+def test_pause__is_none_after_anything_else(other):
+    assert pause_s(tries(away(), other)) == 0
+    assert pause_s(tries(away(), other, away())) == 2
+
+
+def test_pause__begins_anew_where_it_came_a_step_further():
+    assert pause_s(tries(away(3), away(3), away(4))) == 2
+    assert pause_s(tries(away(run="before"), away())) == 2
+
+
+@pytest.mark.parametrize("max_failures", [0, 3])
+def test_enough__what_is_away_is_waited_for(max_failures):
+    """Pauses of 2, 4 and 8 seconds make 14."""
+    for count in range(1, 5):
+        attempts = tries(*[away()] * count)
+        assert enough(attempts, max_failures=max_failures, patience_s=14.5) is None
+    reason = enough(tries(*[away()] * 4), max_failures=max_failures, patience_s=14)
+    assert reason == "it was away for 14 s"
+
+
+def test_enough__what_is_away_costs_no_failure():
+    attempts = tries(failed("a"), *[away()] * 9, failed("b"))
+    assert enough(attempts, max_failures=2, patience_s=1e9) is None
+    assert enough(attempts, max_failures=1, patience_s=1e9) is not None
+
+
+def test_enough__nobody_who_is_impatient_waits():
+    assert enough(tries(away()), max_failures=9, patience_s=0) is not None

@@ -50,6 +50,27 @@ def save(saving: Saving, step: int, write=None) -> None:
     saving.save(step, 9, write=write or state(f"state {step}"), records=RECORDS)
 
 
+def test_saving__is_busy_until_the_commit_is_over():
+    store = Store()
+    with store.saving(opened=False) as saving:
+        assert not saving.busy
+        save(saving, 1)
+        assert store.begun.wait(60)
+        assert saving.busy
+        store.gate.set()
+        saving.wait()
+        assert not saving.busy
+
+
+def test_saving__asking_whether_it_is_busy_raises_what_went_wrong():
+    store = Store(error=OSError("full"))
+    saving = store.saving()
+    save(saving, 1)
+    with pytest.raises(OSError, match="full"):  # noqa: PT012 - by then it may be over already
+        while saving.busy:
+            time.sleep(0.01)
+
+
 def test_saving__commits_what_was_written_then_and_tells_of_it():
     store, live = Store(), ["before"]
     with store.saving(opened=False) as saving:

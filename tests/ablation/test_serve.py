@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import main
+from ablation.ledger import Ledger
 
 
 def _free_port() -> int:
@@ -20,6 +21,7 @@ def _free_port() -> int:
 
 @pytest.mark.cluster
 def test_ui__answers_on_loopback(tmp_path: Path):
+    Ledger.open(tmp_path / "results").write_study("small", {"study.yaml": "name: small"})
     port = _free_port()
     command = [sys.executable, "-m", "ablation", "ui", "--port", str(port)]
     command += ["--storage", str(tmp_path / "results")]

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from ablation.cells import Begun, Failed, Finished, Standing, Waiting
+from ablation.certificate import Certificate
 from ablation.plan import Plan, plan
 from ablation.render import to_csv, to_markdown, to_text
 from ablation.statistics import Difference
@@ -304,6 +305,47 @@ def test_to_csv__full_precision_and_provenance(planned: Planner) -> None:
     assert entry.summary is not None
     assert float(b["sd"]) == entry.summary.sd
     assert [row["kind"] for row in rows][-2:] == ["reference", "reference"]
+
+
+def verified(found: Plan, *titles: str) -> dict[str, Certificate]:
+    """Certificates of cells."""
+    held = Certificate(kills=3, steps=60, total=90, repeated=4, workers=1, provenance={})
+    return {found.called(title)[0].stages[0].digest: held for title in titles}
+
+
+def test_renderers__tick_what_was_verified(planned: Planner) -> None:
+    found = planned(ROWS)
+    held = verified(found, "b, seed 1", "noise")
+    table = tabulate(found, standings(found, COMPLETE), held)
+    ticked = {row.label: row.verified for row in (*table.rows, *table.references)}
+    assert ticked == {"a": False, "b": True, "c": False, "noise": True}
+    note = "✓ resumed bit for bit (kills: 6, steps compared: 120)."
+    assert table.notes[-1] == note
+    markdown, text = to_markdown(table), text_of(table, width=160)
+    assert "| b ✓ | 3 |" in markdown
+    assert "| noise ✓ | 3 |" in markdown
+    assert markdown.count("✓") == text.count("✓") == 3
+    assert note in text
+    lines = csv.DictReader(io.StringIO(to_csv(table)))
+    assert {line["row"] for line in lines if line["verified"] == "yes"} == {"b", "noise"}
+
+
+def test_renderers__no_tick_without_a_certificate(planned: Planner) -> None:
+    found = planned(ROWS)
+    table = tabulate(found, standings(found, COMPLETE))
+    assert "✓" not in to_markdown(table) + text_of(table)
+    assert {line["verified"] for line in csv.DictReader(io.StringIO(to_csv(table)))} == {""}
+
+
+def test_renderers__tick_a_cell_of_a_grid(planned: Planner) -> None:
+    found = planned(GRID)
+    numbers = full({"low / x": (1.0, 1.1, 1.2), "high / y": (2.0, 2.2, 2.1)})
+    held = verified(found, "low / x", "high / y")
+    table = tabulate(found, standings(found, numbers), held)
+    markdown = to_markdown(table)
+    assert "| low | 1.10 ± 0.10 ✓ |" in markdown
+    assert "(published 80.0) ✓ |" in markdown
+    assert "low / x ✓" in text_of(table, flat=True)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ablation.ledger import Ledger
 from ablation.plan import Plan
 from ablation.protocol import Place
 from ablation.table import tabulate
-from ablation.testing import ToyTrainer, ignore, paced, stop_after
+from ablation.testing import ToyTrainer, ignore, new_ledger, paced, stop_after
 from ablation.tracking import TRACKING_ERRORS, Mirror, pages
 
 pytestmark = [
@@ -263,47 +263,41 @@ def test_mirror__many_that_begin_at_once_end_with_one_run_a_cell(
     assert set(_dump(uri)) == {cell.title for cell in plan.cells} | {"toys (study)"}
 
 
-def test_mirror__keeps_the_oldest_run_and_deletes_what_a_dead_driver_left(
-    toy_plan, ledger, mirrored
-):
+def test_mirror__of_several_runs_the_oldest_is_the_one(toy_plan, mirrored):
     plan = toy_plan()
     client, experiment = mirrored(plan)
-    key = plan.cells[0].stages[0].digest
-    (first,) = _runs_of(client, experiment, key)
-    now = first.info.start_time
-
-    def begin(start_time: int) -> str:
-        tags = {"ablation.cell": key, "ablation.mirror": "another"}
-        return client.create_run(experiment, start_time=start_time, tags=tags).info.run_id
-
-    left, living = begin(now - 3_600_000), begin(now + 1)
-    oldest = begin(now - 7_200_000)
-    mirrored(plan)
-    runs = {run.info.run_id for run in _runs_of(client, experiment, key)}
-    assert oldest in runs
-    assert left not in runs
-    # Another driver's of this moment: that driver deletes them itself, once it looks again.
-    assert runs == {oldest, living, first.info.run_id}
+    for key, tag in ((plan.cells[0].stages[0].digest, "ablation.cell"), ("toys", "ablation.study")):
+        found = client.search_runs([experiment], f"tags.`{tag}` = '{key}'")
+        start = found[0].info.start_time
+        made = [
+            client.create_run(experiment, start_time=start + later, tags={tag: key})
+            for later in (1, -5, -9, -9, -9, 7)
+        ]
+        mirrored(plan)
+        (kept,) = client.search_runs([experiment], f"tags.`{tag}` = '{key}'")
+        assert kept.info.run_id == min(run.info.run_id for run in made[2:5])
 
 
-def test_mirror__of_runs_of_one_moment_the_first_by_name_is_the_one(
-    toy_plan, ledger, uri, tmp_path
+def test_mirror__goes_on_in_the_older_run_where_another_driver_deleted_its_own(
+    toy_plan, ledger, toy_place, uri, tmp_path
 ):
-    plan = toy_plan()
-    mirrors = [
-        Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow") for _ in range(2)
-    ]
-    mirrors[0].open()
-    client = MlflowClient(uri)
+    plan, heard = toy_plan(), []
+    _run(plan, ledger, toy_place, heard.append)
+    mirror = Mirror(plan=plan, ledger=ledger, uri=uri, artifacts=tmp_path / "mlflow")
+    mirror.open()
+    client, train = MlflowClient(uri), plan.cells[0].stages[0]
     experiment = client.get_experiment_by_name("toys").experiment_id
-    key = plan.cells[0].stages[0].digest
-    (run,) = _runs_of(client, experiment, key)
-    tags = {"ablation.cell": key, "ablation.mirror": run.data.tags["ablation.mirror"]}
-    start = run.info.start_time
-    others = [client.create_run(experiment, start_time=start, tags=tags) for _ in range(5)]
-    mirrors[0].sync()
-    (kept,) = _runs_of(client, experiment, key)
-    assert kept.info.run_id == min(each.info.run_id for each in (run, *others))
+    told = [event for event in heard if event.digest == train.digest and event.records]
+    for event, age in zip(told, (1, 2, 3), strict=False):
+        (run,) = _runs_of(client, experiment, train.digest)
+        client.delete_run(run.info.run_id)
+        older = client.create_run(experiment, 1_000 - age, {"ablation.cell": train.digest})
+        mirror.log(event.digest, event.records)
+        curve = client.get_metric_history(older.info.run_id, "train/loss")
+        assert [point.step for point in curve] == [1, 2, 3]
+    client.delete_run(older.info.run_id)
+    mirror.sync()
+    assert len(_runs_of(client, experiment, train.digest)) == 1
 
 
 def test_mirror__takes_no_run_of_others_for_its_own(toy_plan, mirrored):
@@ -349,7 +343,7 @@ def test_mirror__parameters_once_told_stay(toy_plan, mirrored, uri, tmp_path):
 def test_mirror__has_no_points_of_a_ledger_before_this_one(toy_plan, toy_place, tmp_path, mirrored):
     plan, dumps = toy_plan(), []
     for name in ("first", "second"):
-        ledger = Ledger.open(tmp_path / name)
+        ledger = new_ledger(tmp_path / name)
         _run(plan, ledger, toy_place, ignore)
         client, _ = mirrored(plan, ledger)
         dumps.append(_dump(client.tracking_uri))

@@ -127,9 +127,9 @@ def test_writers__the_end_of_another_while_preparing_stands(tmp_path):
     class Overtaken(type(ledger.storage)):
         """Lets the second writer finish when the first one uploads its artifacts."""
 
-        def upload(self, source, path):
+        def upload(self, source, path, *, check=False):
             second.writer.finish({"x": 1.0}, export=second.saved(), records=record)
-            return super().upload(source, path)
+            return super().upload(source, path, check=check)
 
     storage = ledger.storage
     slow = Overtaken(files=storage.files, root=storage.root, uri=storage.uri, local=storage.local)

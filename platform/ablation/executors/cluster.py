@@ -7,16 +7,21 @@ anything: the ledger is the truth, and the next driver makes its list from there
 import logging
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 from ray import tune
+from ray._private import services
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+from ray.exceptions import RayError
 
 from ablation.cells import Cell
 from ablation.events import Observe
@@ -24,14 +29,16 @@ from ablation.execute import never
 from ablation.executors.news import listening, new_board
 from ablation.executors.sigterm import HOOK
 from ablation.executors.workers import Job, trial, trial_resources
-from ablation.layout import Layout, PlaceError
+from ablation.layout import Layout, LostPlaceError, PlaceError
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
 from ablation.terms import Terms
 
 __all__ = ["connected", "run_cluster"]
 
+_log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.25
+_JOIN_WITHIN_S = 60.0
 _LOST_TRIALS = 1000
 """So often Tune begins a trial again whose process was lost; `retries` ends it long before."""
 
@@ -51,26 +58,28 @@ def connected(layout: Layout) -> Generator[Layout]:
     """A connection to the cluster at `layout.address`, and the layout with its GPUs settled.
 
     `local` is a cluster of its own that ends with the block; a process that is connected already
-    stays so.
+    stays so. Nodes of a cluster that is there may come within a minute.
 
-    Raises PlaceError where there is no cluster, or no room for a single cell.
+    Raises PlaceError where there is no cluster, or no room for a single cell, and LostPlaceError
+    where the cluster is lost before the block ends.
     """
     if ray.is_initialized():
         yield _fitting(layout)
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # The processes of an embedded cluster inherit the environment.
     theirs = {"env_vars": _NO_STRAY_GPUS, "worker_process_setup_hook": HOOK}
-    runtime_env = None if layout.address == "local" else theirs
+    embedded = layout.address == "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=layout.address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=runtime_env,
-        )
+        with _apart():
+            ray.init(
+                address=layout.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=None if embedded else theirs,  # what it starts has our environment
+                include_dashboard=False if embedded else None,
+            )
     except ConnectionError as error:
         raise PlaceError(
             f"address must be that of a running Ray cluster, got {layout.address!r}: {error}. "
@@ -78,11 +87,33 @@ def connected(layout: Layout) -> Generator[Layout]:
         ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        yield _fitting(layout)
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that were lost
+            yield _fitting(layout, wait_s=0.0 if embedded else _JOIN_WITHIN_S)
+    except (RayError, ConnectionError) as error:
+        raise LostPlaceError(
+            f"The cluster at {layout.address!r} was lost: {_last_line(error)}. What was committed "
+            f"is kept. Run the same command again when the cluster is back, or on another one."
+        ) from error
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _apart() -> Generator[None]:
+    """Processes that Ray starts get groups of their own.
+
+    A signal to the driver's whole group (`timeout`, `srun`, a terminal) must reach the driver
+    alone, which then needs its cluster to save what is under way. They still end when it dies.
+    """
+    names = vars(services)
+    plain = names["ConsolePopen"]
+    names["ConsolePopen"] = partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        names["ConsolePopen"] = plain
 
 
 def run_cluster(
@@ -107,6 +138,7 @@ def run_cluster(
     first stage; how the others ended stands in the ledger.
     """
     terms, waiting, lost = terms or Terms(), list(cells), dict[str, str]()
+    ledger = ledger.patient(terms.patience_s, _log.warning)
     with listening(observe) as events, _posting(stop_asked) as board:
         job = Job(
             trainer=trainer,
@@ -189,11 +221,14 @@ def _groups(cells: Iterable[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _fitting(layout: Layout) -> Layout:
+def _fitting(layout: Layout, wait_s: float = 0.0) -> Layout:
     """The layout with a number of GPUs.
 
-    Raises PlaceError where not even one cell fits.
+    Raises PlaceError where not even one cell fits, after so many seconds either.
     """
+    end = time.monotonic() + wait_s
+    while _slots(layout) == 0 and time.monotonic() < end:
+        time.sleep(1.0)
     nodes = _nodes()
     if layout.gpus_per_worker is None:
         layout = replace(layout, gpus_per_worker=int(any(node.get("GPU", 0) for node in nodes)))
@@ -224,3 +259,7 @@ def _workers_on(resources: Mapping[str, float], layout: Layout) -> int:
     if layout.gpus_per_worker:
         fits = min(fits, int(resources.get("GPU", 0) // layout.gpus_per_worker))
     return fits
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2]

@@ -32,6 +32,7 @@ class Sender:
 
     def __init__(self, events: Queue) -> None:
         self._events = events
+        self._actor: Any = events.actor
         self._last = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -40,6 +41,8 @@ class Sender:
             if (now := time.monotonic()) - self._last < _PROGRESS_EVERY_S:
                 return
             self._last = now
+            self._actor.put_nowait.remote(event)  # training waits for no answer
+            return
         try:
             self._events.put(event)
         except RayActorError:  # nobody listens any more

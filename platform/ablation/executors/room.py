@@ -1,16 +1,20 @@
-"""How many workers a cell gets that may shrink and grow: as many as there is room for."""
+"""Room on the cluster: what lost groups held is given back, and a cell that may grow grows."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from ablation.cells import Cell
 from ablation.layout import Layout
 from ablation.protocol import Trainer
 
-__all__ = ["Growth", "fitting", "free_workers"]
+__all__ = ["Growth", "fitting", "free_workers", "reclaim"]
 
 _LOOK_EVERY_S = 30.0
 
@@ -34,6 +38,24 @@ def free_workers(layout: Layout) -> int:
     if layout.gpus_per_worker:
         room = min(room, free.get("GPU", 0.0) // layout.gpus_per_worker)
     return int(room)
+
+
+def reclaim() -> None:
+    """Give back what groups of this driver held whose controller was lost.
+
+    Ray keeps a placement group as long as its creator's job, and Train's own cleaner needs the
+    dashboard and ends at the first question that is not answered.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        held = PlacementGroupTableData.FromString(content)
+        if (
+            held.creator_actor_dead  # said of those too that the driver itself created
+            and not ray.ActorID(held.creator_actor_id).is_nil()
+            and held.creator_job_id.hex() == job
+            and held.state != PlacementGroupTableData.REMOVED
+        ):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(held.placement_group_id)))
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from ablation.cells import Cell, Failed, Finished
 from ablation.events import Event
 from ablation.execute_cell import execute_cell
 from ablation.executors.news import ON_HEAD, Sender, Word
-from ablation.executors.room import Growth, fitting, free_workers
+from ablation.executors.room import Growth, fitting, free_workers, reclaim
 from ablation.group import ALONE, Group
 from ablation.layout import Layout
 from ablation.ledger import Ledger
@@ -101,8 +101,10 @@ def _evidence(cells: Sequence[Cell], ledger: Ledger) -> list[tuple[bool, int]]:
 
 
 def _trainer(cells: Sequence[Cell], job: Job, group: str) -> TorchTrainer:
-    layout, storage = job.layout, job.ledger.storage
-    workers = 0 if layout.most == 1 else fitting(layout, job.trainer, cells, free_workers(layout))
+    layout, storage, workers = job.layout, job.ledger.storage, 0
+    if layout.most > 1:
+        reclaim()
+        workers = fitting(layout, job.trainer, cells, free_workers(layout))
     return TorchTrainer(
         _work,
         train_loop_config={"cells": cells, "job": job, "group": group, "workers": workers},

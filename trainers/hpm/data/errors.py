@@ -21,6 +21,7 @@ class UnreachableError(DataError):
     """
 
     retry: ClassVar[bool] = True
+    away: ClassVar[bool] = True
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""What lies behind a storage's address: a client of pyarrow.fs, and a folder that it reaches.
+
+S3's client as pyarrow makes it from a URI gives up on an answer after 3 s, and asks 31 times: a
+slow server never gets to answer, and a dead one is waited for 100 s without a word. It is made
+anew here with settings that a process which it is sent to has too.
+"""
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from pyarrow import fs as arrow_fs
+
+__all__ = ["ANSWER_S", "TRIES", "public", "reach"]
+
+ANSWER_S = 10.0
+"""An S3 server that is silent for so long is asked again."""
+
+TRIES = 3
+"""So often a request to S3 is made before it has failed; unpickled clients have the same number."""
+
+_CONNECT_S = 5.0
+_FORGOTTEN = {"smart_defaults", "tls_ca_dir_path", "tls_verify_certificates"}
+"""Options of an S3 address that do not survive pickling, so that workers would go without them."""
+
+
+def reach(uri: str) -> tuple[Any, str]:
+    """The file system behind a URI and the path in it; touches nothing.
+
+    Raises OSError or ValueError where there can be none.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "s3":
+        files, root = arrow_fs.FileSystem.from_uri(uri)
+        return files, root
+    options = parse_qs(parts.query)
+    if forgotten := _FORGOTTEN & {*options}:
+        raise ValueError(f"workers would not know of its option {min(forgotten)}")
+    files, root = arrow_fs.FileSystem.from_uri(uri)
+    _, (settings,) = files.__reduce__()  # what another process would make it from
+    settings |= {"connect_timeout": _CONNECT_S, "request_timeout": ANSWER_S}
+    settings["retry_strategy"] = arrow_fs.AwsStandardS3RetryStrategy(max_attempts=TRIES)
+    if "allow_delayed_open" not in options:
+        settings["allow_delayed_open"] = True  # a small file by one request, not three
+    return arrow_fs.S3FileSystem(**settings), root
+
+
+def public(uri: str) -> str:
+    """A URI without user, password and query, which may hold keys."""
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,37 @@
+"""How many workers a cell begins with; no cluster is asked."""
+
+import pytest
+
+from ablation.executors.room import fitting
+from ablation.layout import Layout
+from ablation.testing import Toy, ToyNoise, ToyTrainer, toy_cell
+
+CELL = toy_cell("a", Toy(batch=12))
+
+
+def workers(bounds: int | tuple[int, int], room: int, *cells) -> int:
+    return fitting(Layout(workers=bounds), ToyTrainer(), cells or [CELL], room)
+
+
+@pytest.mark.parametrize(("room", "got"), [(0, 1), (1, 1), (2, 2), (3, 3), (4, 4), (9, 4)], ids=str)
+def test_fitting__is_the_room_within_the_bounds(room, got):
+    assert workers((1, 4), room) == got
+
+
+@pytest.mark.parametrize(("room", "got"), [(5, 4), (6, 6), (11, 6), (12, 12)])
+def test_fitting__divides_the_batch(room, got):
+    assert workers((1, 16), room) == got
+
+
+def test_fitting__divides_every_cells_batch():
+    other = toy_cell("b", Toy(batch=8))
+    assert workers((1, 6), 6, CELL, other) == 4
+    assert workers((1, 6), 3, CELL, other) == 2
+    assert workers((1, 6), 6, toy_cell("noise", ToyNoise())) == 6
+
+
+def test_fitting__never_is_less_than_the_least():
+    """There it waits for room, and what the least cannot share was refused before."""
+    assert workers((2, 4), 0) == 2
+    assert workers((2, 4), 4, toy_cell("c", Toy(batch=7))) == 2
+    assert workers(3, 9) == 3

@@ -1,0 +1,141 @@
+import os
+import signal
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ablation.supervise import FAILED, supervise
+
+SOON = 20.0
+PYTHON = (sys.executable, "-S", "-E", "-c")
+
+
+def driver(*lives: str) -> list[str]:
+    """A driver whose first life, second life, ... is such a line of Python."""
+    code = [
+        "import os, signal, sys, time",
+        "number = len(os.listdir('lives'))",
+        "open(f'lives/{number}', 'w').write(str(time.monotonic()))",
+        f"exec({list(lives)!r}[number])",
+    ]
+    return [*PYTHON, "\n".join(code)]
+
+
+@pytest.fixture(autouse=True)
+def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with a file for each life of the driver."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lives").mkdir()
+    return tmp_path / "lives"
+
+
+def began(lives: Path) -> list[float]:
+    return [float(life.read_text()) for life in sorted(lives.iterdir())]
+
+
+@pytest.mark.parametrize(("code", "own"), [(0, 0), (2, 2), (130, 130), (FAILED, 1)])
+def test_supervise__ends_with_what_the_driver_ends_with(code, own, lives):
+    said = list[str]()
+    assert supervise(driver(f"sys.exit({code})"), said.append) == own
+    assert said == []
+    assert len(began(lives)) == 1
+
+
+def test_supervise__a_cluster_that_is_not_back_is_no_wrong_input(lives):
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    command = driver(kill, "sys.exit(2)", "sys.exit(2)", "sys.exit(0)")
+    assert supervise(command, lambda text: None, pauses_s=(0.01, 0.01)) == 0
+    assert len(began(lives)) == 4
+
+
+def test_supervise__begins_again_after_longer_and_longer_pauses(lives):
+    said = list[str]()
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    command = driver(kill, "os._exit(1)", "raise SystemError", kill, "sys.exit(0)")
+    sys.stderr.flush()
+    assert supervise(command, said.append, pauses_s=(0.3, 1.0)) == 0
+    assert [text.partition("(")[2].partition(")")[0] for text in said] == [
+        "SIGKILL",
+        "exit code 1",
+        "exit code 1",
+        "SIGKILL",
+    ]
+    pauses = [after - before for before, after in pairwise(began(lives))]
+    assert all(got >= want for got, want in zip(pauses, [0.3, 0.6, 1.0, 1.0], strict=True))
+
+
+def test_supervise__a_long_life_makes_the_pause_short_again():
+    said, times = list[str](), iter([0, 1, 10, 11, 20, 400, 500, 501, 600])
+    command = driver(*["os._exit(9)"] * 4, "sys.exit(0)")
+    assert supervise(command, said.append, pauses_s=(0.6, 60), clock=lambda: next(times)) == 0
+    assert [text.partition(" in ")[2] for text in said] == ["1 s.", "1 s.", "1 s.", "1 s."]
+    assert next(times, None) is None
+
+
+def signalled(sent: signal.Signals, when: Path) -> None:
+    """Signal this process, in a thread, when a file is there."""
+    mark = Path.cwd() / "sent"  # the thread may outlive the test
+
+    def wait() -> None:
+        end = time.monotonic() + SOON
+        while not when.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), sent)
+        mark.touch()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_supervise__passes_sigterm_on_and_begins_nothing_again(lives):
+    took = "signal.signal(signal.SIGTERM, lambda *_: (open('told', 'w'), sys.exit(130)))"
+    ready = "open('ready', 'w').close(); time.sleep(20)"
+    signalled(signal.SIGTERM, lives.parent / "ready")
+    assert supervise(driver(f"{took}; {ready}"), pytest.fail) == 130
+    assert (lives.parent / "told").exists()
+    assert len(began(lives)) == 1
+
+
+def test_supervise__a_driver_that_dies_of_a_stop_is_not_begun_again(lives):
+    signalled(signal.SIGTERM, lives / "0")
+    assert supervise(driver("time.sleep(20)"), pytest.fail) == 130
+    assert len(began(lives)) == 1
+
+
+def test_supervise__leaves_ctrl_c_to_the_terminal(lives):
+    """Which tells the driver too; the supervisor waits for what that does of it."""
+    wait = "any(os.path.exists('sent') or time.sleep(0.01) for _ in range(2000))"
+    ready = f"open('ready', 'w').close(); {wait}; sys.exit(0)"
+    signalled(signal.SIGINT, lives.parent / "ready")
+    assert supervise(driver(ready), pytest.fail) == 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_supervise__a_stop_ends_a_pause(sent, lives):
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        signalled(sent, lives / "0")
+
+    assert supervise(driver("os._exit(9)"), say, pauses_s=(SOON, SOON)) == 130
+    assert time.monotonic() - begun < SOON / 2
+    assert len(began(lives)) == 1
+
+
+def test_supervise__ctrl_c_ends_the_driver_as_it_would_alone():
+    """Whatever the supervisor does with the signal, its driver's answer is Python's own."""
+    code = (
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, file=open('h', 'w'))"
+    )
+    assert supervise(driver(f"{code}; sys.exit(0)"), pytest.fail) == 0
+    assert Path("h").read_text() == "True\n"
+
+
+def test_supervise__gives_the_signals_back():
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(FileNotFoundError):
+        supervise(["/nowhere/at/all"], pytest.fail)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

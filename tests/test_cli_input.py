@@ -1,0 +1,328 @@
+"""Input that is wrong, or odd, told in one message with nothing touched; on the toy trainer."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablation.claims import Claim
+from ablation.cli import main
+from ablation.ledger import Ledger
+from ablation.plan import Plan, plan
+from ablation.process import Process
+from ablation.study import load_study
+from ablation.toy import TRAINER
+
+pytestmark = [
+    # MLflow and its database layer leave connections to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+STUDY = """\
+name: toys
+trainer: toy
+preset: quick
+seeds: [0]
+evaluate: [score]
+references: [noise]
+metric: score/accuracy
+baseline: slow
+rows:
+  slow: {rate: 0.1}
+  fast: {rate: 0.3}
+"""
+DEAD = "http://127.0.0.1:9"  # nobody listens there
+READING = ("plan", "status", "table", "why", "ui")
+ALL = (*READING, "run", "resume", "sync")
+
+Refuse = Callable[..., str]
+
+
+def arguments(command: str) -> list[str]:
+    named = {"why": ["toys.yaml", "slow"], "resume": ["toys"], "ui": []}
+    more = ["--inline"] if command in ("run", "resume") else []
+    return [command, *named.get(command, ["toys.yaml"]), *more]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(at): at.read_bytes() for at in folder.rglob("*") if at.is_file()}
+
+
+def planned(file: str = "toys.yaml") -> Plan:
+    return plan(load_study(Path(file)), TRAINER, {})
+
+
+def edit(old: str, new: str, file: str = "toys.yaml", into: str = "toys.yaml") -> None:
+    text = Path(file).read_text()
+    assert old in text
+    Path(into).write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("ABLATION_STORAGE", "results")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "toys.yaml").write_text(STUDY)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of the study; the mirror was told nothing."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ABLATION_TRACKING", DEAD)
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        (folder / "toys.yaml").write_text(STUDY)
+        assert main(["run", "toys.yaml", "--inline", "--storage", "results"]) == 0
+    return folder / "results"
+
+
+@pytest.fixture
+def results(lab: Path, finished: Path) -> Path:
+    """A copy of those results."""
+    return Path(shutil.copytree(finished, lab / "results"))
+
+
+@pytest.fixture
+def refuse(lab: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """The only line that is said, by a command that touches nothing and exits with 2."""
+
+    def command(*arguments: str) -> str:
+        before = files(lab)
+        capsys.readouterr()
+        assert main(arguments) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert files(lab) == before
+        (line,) = shown.err.splitlines()
+        return line
+
+    return command
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_ledger__of_a_newer_version_is_left_alone(command, results, refuse):
+    (results / "ledger.json").write_text('{"layout": 2, "more": true}\n')
+    assert refuse(*arguments(command)) == (
+        f"{results}/ledger.json must say layout 1, got 2: a newer version wrote this ledger. Use "
+        f"that version, or choose another storage."
+    )
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "sync"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "1", "{}", '{"layout": "1"}', '{"layout": 0}', "\xff"]
+)
+def test_ledger__that_cannot_be_read_is_left_alone(command, content, results, refuse):
+    (results / "ledger.json").write_bytes(content.encode("latin-1"))
+    line = refuse(*arguments(command))
+    got = content.encode("latin-1")
+    assert f'{results}/ledger.json must be {{"layout": 1}}, got {got!r}. Bring back' in line
+
+
+@pytest.mark.parametrize("command", READING)
+def test_reading__works_where_nothing_is(command, lab, capsys):
+    before = files(lab)
+    code = main(arguments(command))
+    assert files(lab) == before
+    assert not (lab / "results").exists()
+    shown = capsys.readouterr()
+    if command == "ui":
+        assert code == 2
+        assert shown.err == "results holds no study to show. Run one first.\n"
+    else:
+        assert code == 0
+        assert shown.out
+
+
+def test_sync__of_a_ledger_that_is_not_there(lab, refuse):
+    line = refuse("sync", "toys.yaml")
+    assert line == (
+        f"Could not read {lab}/results/ledger.json: it must be there, and is not (is its disk "
+        f"mounted?)."
+    )
+
+
+def test_run__in_a_folder_without_a_layout_writes_it_once(lab, results, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    (results / "ledger.json").unlink()
+    edit("seeds: [0]", "seeds: [0, 1]")
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    assert (results / "ledger.json").read_text() == '{"layout": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("toy", " Did you mean 'toys'?"),
+        ("masks", " Choose from: toys."),
+        ("../toys", " Did you mean 'toys'?"),
+        ("toys/study.yaml", " Choose from: toys."),
+        ("..", " Choose from: toys."),
+        ("", " Choose from: toys."),
+    ],
+)
+def test_resume__of_a_study_that_is_not_there(name, known, results, refuse):
+    assert refuse("resume", name, "--inline") == f"results holds no study {name!r}.{known}"
+
+
+def test_resume__where_nothing_is(lab, refuse):
+    assert refuse("resume", "toys") == "results holds no study 'toys'. There is none."
+    assert not (lab / "results").exists()
+
+
+def test_resume__needs_no_file_and_trains_nothing_twice(results, lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    (lab / "toys.yaml").unlink()
+    before = files(results / "stages")
+    assert main(["resume", "toys", "--inline"]) == 0
+    shown = capsys.readouterr()
+    assert "All 6 stages are finished: nothing to train." in shown.err
+    assert "fast" in shown.out
+    assert files(results / "stages") == before
+
+
+def test_resume__remembers_where_the_data_lay(results, lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    (lab / "numbers").write_text("1 2 3")
+    edit("  slow: {rate: 0.1}", "  slow: {rate: 0.1, data: numbers, sleep_s: 0.001}")
+    assert main(["run", "toys.yaml", "--inline", "--data", f"numbers={lab / 'numbers'}"]) == 0
+    monkeypatch.chdir("/")
+    assert main(["resume", "toys", "--inline", "--storage", str(results)]) == 0
+    assert "nothing to train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"a": 1}'])
+def test_resume__of_a_place_that_was_damaged(content, results, refuse):
+    (results / "studies" / "toys" / "place.json").write_bytes(content.encode("latin-1"))
+    assert refuse("resume", "toys", "--inline") == (
+        f"{results}/studies/toys/place.json: must be folders by name, as JSON. Run the study's "
+        f"file with --data, or mend it."
+    )
+
+
+def test_resume__of_a_study_that_was_damaged(results, refuse):
+    (results / "studies" / "toys" / "study.yaml").write_text("name: [toys")
+    assert re.fullmatch(r"\S+/toys\.yaml:1: must be YAML: .*", refuse("resume", "toys"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "known"),
+    [
+        ("slo", " Did you mean 'slow'?"),
+        ("fast, seed 1", " Did you mean 'fast, seed 0'?"),
+        (
+            "x",
+            " Choose from: slow, fast, noise (reference), slow, seed 0, fast, seed 0, "
+            "noise (reference), seed 0.",
+        ),
+    ],
+)
+def test_why__of_a_cell_that_is_not_there(cell, known, results, refuse):
+    assert refuse("why", "toys.yaml", cell).endswith(f" study has no cell {cell!r}.{known}")
+
+
+@pytest.mark.parametrize("cell", ["noise", "noise (reference)", "noise (reference), seed 0"])
+def test_why__knows_a_cell_by_all_its_names(cell, results, capsys):
+    assert main(["why", "toys.yaml", cell]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["noise (reference), seed 0", "  noise: finished, 1 attempt"]
+
+
+def lose(results: Path, *, steps: int) -> None:
+    """A lost attempt in front of a row's first one, or the one to come."""
+    stage = Ledger.open(results).stage(planned().cells[0].stages[0].digest)
+    stage.begin_attempt(time_ms=1_700_000_000_000, from_step=0, provenance={})
+    process = Process(host="gone", pid=1, born="")
+    claim = Claim(
+        name="000001-aa", process=process, run="", attempt=1, step=steps, now_ms=1_700_000_002_000
+    )
+    stage.bury([claim])
+
+
+def test_status_and_run__say_what_interruptions_cost(lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    lose(lab / "results", steps=2)
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    line = "1 interruption, at least 2 steps repeated (2 s)."
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    assert main(["status", "toys.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_status__says_nothing_where_nothing_was_lost(results, capsys):
+    assert main(["status", "toys.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("finished") == 6
+    assert "interruption" not in out
+
+
+def test_sync__tells_mlflow_what_it_missed(results, lab, capsys):
+    mark = results / "studies" / "toys" / "mirrored.txt"
+    assert not mark.exists(), "the server was dead"
+    assert main(["sync", "toys.yaml"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [
+        f"MLflow at sqlite:///{results}/mlflow.db has what the ledger at {results} has."
+    ]
+    assert shown.out == ""
+    assert mark.exists()
+
+
+def test_sync__without_a_server_is_one_message_and_a_failure(results, lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    before = files(results / "stages")
+    assert main(["sync", "toys.yaml"]) == 1
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"MLflow at {DEAD} does not answer as it must (MlflowException: ")
+    assert line.endswith(
+        "The ledger holds everything: run `ablation sync` when MLflow answers again."
+    )
+    assert shown.out == ""
+    assert files(results / "stages") == before
+    assert not (results / "studies" / "toys" / "mirrored.txt").exists()
+
+
+def test_run__is_mirrored_again_where_stages_stand_otherwise(results, lab, capsys, monkeypatch):
+    """A failed cell was told; it failed otherwise, or finished, while the server was dead."""
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.4, fail_at: 2}")
+    scratch = ["--data", f"scratch={lab}"]
+    assert main(["run", "toys.yaml", "--inline", *scratch]) == 1
+    mark = (results / "studies" / "toys" / "mirrored.txt").read_text()
+    (lab / "mended").touch()
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    assert main(["run", "toys.yaml", "--inline", *scratch]) == 0
+    monkeypatch.delenv("ABLATION_TRACKING")
+    assert (results / "studies" / "toys" / "mirrored.txt").read_text() == mark
+    capsys.readouterr()
+    assert main(["run", "toys.yaml", "--inline", *scratch]) == 0
+    assert "nothing to train" in capsys.readouterr().err
+    assert (results / "studies" / "toys" / "mirrored.txt").read_text() != mark
+
+
+def test_run__supervised_is_begun_again_and_says_what_failed(lab, capfd, monkeypatch):
+    """The driver dies once, and one cell fails: that is no reason to begin again."""
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    edit("slow: {rate: 0.1}", "slow: {rate: 0.1, die_at: 2}")
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.3, fail_at: 2}")
+    scratch = ["--data", f"scratch={lab}"]
+    assert main(["run", "toys.yaml", "--inline", "--supervise", *scratch]) == 1
+    shown = capfd.readouterr()
+    again = "The driver was lost (exit code 17). It begins again in 1 s."
+    assert shown.err.splitlines().count(again) == 1
+    assert "fast, seed 0: train failed" in shown.out
+    assert main(["why", "toys.yaml", "slow", *scratch]) == 0
+    told = capfd.readouterr().out
+    assert "train: finished, 2 attempts" in told
+    assert "lost" in told
+    assert "1 interruption, " in told
