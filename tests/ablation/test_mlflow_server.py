@@ -263,6 +263,7 @@ def test_server__flickers_through_five_resumptions(
         _run(plan, ledger, toy_place, follower, stop_after(steps))
         time.sleep(chance.random())
         server.dead.add(driver)
+        assert not _finish(follower, plan, ledger)  # or its thread would ask on and on
     follower = Follower(mirror(), ignore_text, pauses_s=SOON)
     _run(plan, ledger, toy_place, follower)
     server.trouble = None
