@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +51,16 @@ def _train(
     return steps
 
 
-def _work(rank: int, folder: Path, config: Pretrain, place: Place) -> list[Progress]:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a group of three trains, what one of two does, and what that makes of one's half."""
+
+    three: list[Progress]
+    two: list[Progress]
+    grown: list[Progress]
+
+
+def _work(rank: int, folder: Path, config: Pretrain, place: Place) -> _Work | None:
     """What every rank does: three interrupt and resume a run, then two of them train."""
     of_three = replace(config, optim=replace(config.optim, batch_size=6))
     whole, part, rest = (folder / f"{name}-{rank}" for name in ("whole", "part", "rest"))
@@ -61,13 +70,24 @@ def _work(rank: int, folder: Path, config: Pretrain, place: Place) -> list[Progr
         rows = all_gather(torch.full((1 + (rank == 1), 1), float(rank)))
         assert rows.tolist() == [[0.0], [1.0], [1.0], [2.0]]
         assert all_mean(torch.tensor([3.0 * rank])).tolist() == [3.0]
-        _train(of_three, place, whole)
+        three = _train(of_three, place, whole)
         _train(of_three, place, part, save_at=5)
         _train(of_three, place, rest, resume=part)
     if rank == 2:
-        return []
+        return None
     with _joined(rank, 2, folder):
-        return _train(config, place, folder / f"two-{rank}")
+        two = _train(config, place, folder / f"two-{rank}")
+        grown = _train(config, place, folder / f"grown-{rank}", resume=folder / "half")
+    return _Work(three, two, grown)
+
+
+def _assert_same_work(some: list[Progress], others: list[Progress]) -> None:
+    """The first step's loss says that samples and masks are the same, the later ones the rest."""
+    for one, other in zip(some, others, strict=True):
+        assert one.step == other.step
+        torch.testing.assert_close(dict(other.metrics), dict(one.metrics), rtol=1e-3, atol=0)
+    first, second = some[0].metrics["loss"], others[0].metrics["loss"]
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=0)
 
 
 def test_alone__is_the_identity() -> None:
@@ -80,8 +100,10 @@ def test_alone__is_the_identity() -> None:
 def test_ranks__resume_bit_identically_and_equal_one_process(
     tiny: Pretrain, tiny_place: Place, tmp_path: Path
 ) -> None:
+    """So do those that go on from a state of fewer ranks, or of more."""
     tiny = replace(tiny, optim=replace(tiny.optim, accumulate=2))
     alone = _train(tiny, tiny_place, tmp_path / "alone")
+    _train(tiny, tiny_place, tmp_path / "half", save_at=5)
     place = SimpleNamespace(data=tiny_place.data, threads=1, loaders=0)
     given = pickle.dumps((tmp_path, tiny, place))
     others = [
@@ -93,7 +115,7 @@ def test_ranks__resume_bit_identically_and_equal_one_process(
             assert other.stdin is not None
             with other.stdin as pipe:
                 pipe.write(given)
-        together = _work(0, tmp_path, tiny, place)
+        work = _work(0, tmp_path, tiny, place)
         assert [other.wait(60) for other in others] == [0, 0]
     finally:
         for other in others:
@@ -105,11 +127,12 @@ def test_ranks__resume_bit_identically_and_equal_one_process(
     for state in states[1:]:
         torch.testing.assert_close(state, states[0], rtol=0, atol=0)
 
-    # The first step's loss says that samples and masks are the same, the later ones the rest.
-    for step, same in zip(alone, together, strict=True):
-        torch.testing.assert_close(dict(same.metrics), dict(step.metrics), rtol=1e-3, atol=0)
-    first, second = alone[0].metrics["loss"], together[0].metrics["loss"]
-    torch.testing.assert_close(second, first, rtol=1e-6, atol=0)
+    assert work is not None
+    _assert_same_work(alone, work.two)
+    _assert_same_work(alone[5:], work.grown)
+    of_three = replace(tiny, optim=replace(tiny.optim, batch_size=6))
+    shrunk = _train(of_three, tiny_place, tmp_path / "shrunk", resume=tmp_path / "part-0")
+    _assert_same_work(work.three[5:], shrunk)
     one, two = (load_state(tmp_path / name, CPU) for name in ("alone", "two-0"))
     for role in ("student", "teacher"):
         for name, value in one[role].items():
