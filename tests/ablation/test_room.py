@@ -2,7 +2,7 @@
 
 import pytest
 
-from ablation.executors.room import fitting
+from ablation.executors.room import fitting, workers_on
 from ablation.layout import Layout
 from ablation.testing import Toy, ToyNoise, ToyTrainer, toy_cell
 
@@ -35,3 +35,17 @@ def test_fitting__never_is_less_than_the_least():
     assert workers((2, 4), 0) == 2
     assert workers((2, 4), 4, toy_cell("c", Toy(batch=7))) == 2
     assert workers(3, 9) == 3
+
+
+@pytest.mark.parametrize(
+    ("gpus", "node", "got"),
+    [
+        (0, {"CPU": 7.0}, 3),
+        (0, {"memory": 9.0}, 0),
+        (1, {"CPU": 7.0, "GPU": 2.0}, 2),
+        (1, {"CPU": 7.0}, 0),
+        (2, {"CPU": 64.0, "GPU": 7.0}, 3),
+    ],
+)
+def test_workers_on__is_what_the_scarcest_allows(gpus, node, got):
+    assert workers_on(node, Layout(cpus_per_worker=2, gpus_per_worker=gpus)) == got

@@ -178,6 +178,7 @@ def _kill_raylet(world: World, at_work: Mapping[str, Step], random: Random) -> N
     raylet = _raylet(world, lead)
     assert world.nodes is not None
     world.nodes.kill_raylet(raylet)
+    world.nodes.add()
 
 
 def _lose_node(world: World, at_work: Mapping[str, Step], random: Random) -> None:
@@ -186,6 +187,7 @@ def _lose_node(world: World, at_work: Mapping[str, Step], random: Random) -> Non
     raylet = _raylet(world, lead)
     assert world.nodes is not None
     world.nodes.lose(raylet)
+    world.nodes.add()
 
 
 def _drain(world: World, at_work: Mapping[str, Step], random: Random) -> None:
@@ -196,6 +198,7 @@ def _drain(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     world.nodes.drain(raylet, seconds=10)
     time.sleep(_NOTICED_S)
     world.nodes.lose(raylet)
+    world.nodes.add()
 
 
 def _kill_head(world: World, at_work: Mapping[str, Step], random: Random) -> None:

@@ -63,19 +63,17 @@ class Nodes:
         self._running.clear()
 
     def lose(self, raylet: int) -> None:
-        """The node of a raylet loses its power: everything on it is killed. Another one comes."""
+        """The node of a raylet loses its power: everything on it is killed."""
         running = self._of(raylet)
         self._running.remove(running)
         self._cut(running)
-        self.add()
 
     def kill_raylet(self, raylet: int) -> None:
-        """A raylet is killed, and its node comes down by itself. Another one comes."""
+        """A raylet is killed, and its node comes down by itself."""
         running = self._of(raylet)
         self._running.remove(running)
         end([raylet])
         running.wait(_START_WITHIN_S)
-        self.add()
 
     def drain(self, raylet: int, seconds: int) -> None:
         """Announce that the node of a raylet will be taken."""

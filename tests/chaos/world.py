@@ -66,7 +66,8 @@ class World:
 
     folder: Path
     study: Path
-    workers: int = 1
+    workers: int | list[int] = 1
+    concurrency: int = 2
     nodes: Nodes | None = None
     storage: str = ""
     """As the study reaches it; empty for a folder on the disk."""
@@ -86,7 +87,7 @@ class World:
             f"address: {self.nodes.address if self.nodes else 'local'}\n"
             f"storage: {self.storage or self.folder / 'ledger'}\n"
             f"data: {{scratch: {self.scratch}}}\n"
-            f"workers: {self.workers}\nconcurrency: 2\n"
+            f"workers: {self.workers}\nconcurrency: {self.concurrency}\n"
             f"checkpoint_every_s: {INTERVAL_S}\ngrace_s: {GRACE_S}\npatience_s: 300\n"
             f"notice: {self.notice}\n" + (f"tracking: {self.tracking}\n" if self.tracking else "")
         )

@@ -27,6 +27,7 @@ from ablation.cells import Cell
 from ablation.events import Observe
 from ablation.execute import never
 from ablation.executors.news import listening, new_board
+from ablation.executors.room import workers_on
 from ablation.executors.sigterm import HOOK
 from ablation.executors.workers import Job, trial, trial_resources
 from ablation.layout import Layout, LostPlaceError, PlaceError
@@ -246,19 +247,12 @@ def _fitting(layout: Layout, wait_s: float = 0.0) -> Layout:
 
 def _slots(layout: Layout) -> int:
     """How many cells the cluster holds at a time, counted node by node."""
-    return sum(_workers_on(node, layout) for node in _nodes()) // layout.least
+    return sum(workers_on(node, layout) for node in _nodes()) // layout.least
 
 
 def _nodes() -> Sequence[Mapping[str, float]]:
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
-
-
-def _workers_on(resources: Mapping[str, float], layout: Layout) -> int:
-    fits = int(resources.get("CPU", 0) // layout.cpus_per_worker)
-    if layout.gpus_per_worker:
-        fits = min(fits, int(resources.get("GPU", 0) // layout.gpus_per_worker))
-    return fits
 
 
 def _last_line(error: Exception) -> str:

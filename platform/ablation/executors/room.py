@@ -1,7 +1,7 @@
 """Room on the cluster: what lost groups held is given back, and a cell that may grow grows."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -14,7 +14,7 @@ from ablation.cells import Cell
 from ablation.layout import Layout
 from ablation.protocol import Trainer
 
-__all__ = ["Growth", "fitting", "free_workers", "reclaim"]
+__all__ = ["Growth", "fitting", "free_workers", "reclaim", "workers_on"]
 
 _LOOK_EVERY_S = 30.0
 
@@ -32,12 +32,17 @@ def fitting(layout: Layout, trainer: Trainer, cells: Sequence[Cell], room: int) 
 
 
 def free_workers(layout: Layout) -> int:
-    """For how many workers the cluster has room now."""
-    free = ray.available_resources()  # type: ignore[no-untyped-call]
-    room = free.get("CPU", 0.0) // layout.cpus_per_worker
+    """For how many workers the cluster's nodes have room now."""
+    free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return sum(workers_on(node, layout) for node in free.values())
+
+
+def workers_on(resources: Mapping[str, float], layout: Layout) -> int:
+    """How many workers a node with such resources holds."""
+    fits = int(resources.get("CPU", 0) // layout.cpus_per_worker)
     if layout.gpus_per_worker:
-        room = min(room, free.get("GPU", 0.0) // layout.gpus_per_worker)
-    return int(room)
+        fits = min(fits, int(resources.get("GPU", 0) // layout.gpus_per_worker))
+    return fits
 
 
 def reclaim() -> None:

@@ -25,7 +25,7 @@ from ablation.events import Event
 from ablation.execute_cell import execute_cell
 from ablation.executors.news import ON_HEAD, Sender, Word
 from ablation.executors.room import Growth, fitting, free_workers, reclaim
-from ablation.group import ALONE, Group
+from ablation.group import ALONE, Group, GroupOverError
 from ablation.layout import Layout
 from ablation.ledger import Ledger
 from ablation.notice import SIGTERM, Watch, announced
@@ -151,6 +151,8 @@ def _work(config: Mapping[str, Any]) -> None:
                 terms=job.terms,
                 group=_group(workers, lead, post),
             )
+    if lead and grow.found:
+        raise GroupOverError("There is room for a larger group.")
 
 
 def _group(workers: int, lead: bool, post: "_Post") -> Group:
