@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileSelector
 
 from ablation.ledger import Ledger
+from chaos.servers import S3_KEYS, s3_server, s3_uri
 
 pytestmark = pytest.mark.cluster
 
@@ -136,11 +139,22 @@ rows:
 """
 
 
-def test_verify_resume__kills_and_certifies(folder: Path):
+@pytest.fixture(params=["disk", "S3"])
+def storage(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[str]:
+    if request.param == "disk":
+        yield str(folder / "toys")
+        return
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server(folder) as server:
+        yield s3_uri(server, "toys")
+
+
+def test_verify_resume__kills_and_certifies(folder: Path, storage: str):
     (folder / "toys.yaml").write_text(TOYS)
 
     def ablation(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "ablation", *arguments, "--storage", "toys"]
+        command = [sys.executable, "-m", "ablation", *arguments, "--storage", storage]
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
         )
@@ -152,8 +166,10 @@ def test_verify_resume__kills_and_certifies(folder: Path):
     assert "(kills: 2, " in line
     assert "Traceback" not in done.stderr
     assert "fast, seed 0: train goes on after step" in done.stderr
-    held = [path.name for path in (folder / "toys").rglob("*") if path.is_file()]
-    assert sorted(held) == ["certificate.json", "ledger.json"]
+    held = Ledger.open(storage).storage
+    infos = held.files.get_file_info(FileSelector(held.root, recursive=True))
+    names = [info.base_name for info in infos if info.is_file]
+    assert sorted(names) == ["certificate.json", "ledger.json"]
     table = ablation("table", "toys.yaml", "--format", "md").stdout
     assert "| fast ✓ |" in table
     assert "| slow |" in table
