@@ -39,7 +39,10 @@ class _ProfileError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A place to run: the Ray cluster at `address` (`local`: one of its own), and storage.
+    """A place to run: a Ray cluster, and storage.
+
+    `address` is the host and port of the cluster's head; `local` is a cluster of its own, `auto`
+    the one that RAY_ADDRESS names, or that runs on this machine.
 
     `storage` is a folder or a URI, `tracking` an MLflow URI (None: a SQLite file of its own),
     `data` says where data sets lie, `loaders` is the number of loader processes of a worker.
@@ -72,6 +75,11 @@ class Profile:
                 problems.append((name, f"must be at least {least:g}, got {ends[0]:g}."))
             elif value is not None and ends[0] > ends[1]:
                 problems.append((name, f"must rise, got {list(ends)}."))
+        if not _is_address(self.address):
+            sentence = (
+                f"must be local, auto or HOST:PORT of a cluster's head, got {self.address!r}."
+            )
+            problems.append(("address", sentence))
         if problems:
             raise _ProfileError(problems)
 
@@ -103,6 +111,12 @@ class Profile:
             return self.tracking, None
         here = Storage.open(self.storage).local or Path("ablation-results").absolute()
         return f"sqlite:///{here / 'mlflow.db'}", here / "mlflow"
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    numbered = port.isascii() and port.isdigit() and 0 < int(port) < 2**16
+    return text in ("local", "auto") or bool(host and "/" not in host and numbered)
 
 
 def load_profile(

@@ -103,6 +103,33 @@ def test_run_cluster__cell_larger_than_cluster(tmp_path):
         raise AssertionError("nothing may run")
 
 
+@pytest.mark.parametrize("raised", [Exception("timed out during startup."), ValueError("odd")])
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("local", "could not start on this machine"), ("auto", "which lets this process in")],
+)
+def test_connected__says_why_there_is_no_cluster(address, words, raised, monkeypatch):
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(PlaceError, match=f"{words}.*: {str(raised).rstrip('.')}[.] "),
+        connected(Layout(address=address)),
+    ):
+        raise AssertionError("nothing may run")
+
+
+def test_connected__knocks_before_ray_tries_for_minutes(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(PlaceError, match=r"'127\.0\.0\.1:1': .*refused"),
+        connected(Layout(address="127.0.0.1:1")),
+    ):
+        raise AssertionError("nothing may run")
+
+
 def test_run_cluster__begins_with_the_workers_that_there_is_room_for(tmp_path):
     cell = toy_cell("a", Toy(batch=12))
     assert _run([cell], tmp_path, Layout(workers=(1, 4))) == {}

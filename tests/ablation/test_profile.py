@@ -89,6 +89,22 @@ def test_load_profile__wrong_variable(name, value, sentence):
     assert _refused(environment={f"ABLATION_{name}": value}) == [f"the environment: {sentence}"]
 
 
+@pytest.mark.parametrize("address", ["local", "auto", "10.0.0.5:6379", "head:1", "[::1]:65535"])
+def test_load_profile__address(address):
+    assert _load(environment={"ABLATION_ADDRESS": address}).address == address
+
+
+@pytest.mark.parametrize(
+    "address", ["", "head", ":6379", "head:", "head:port", "head:0", "head:65536", "ray://head:1"]
+)
+def test_load_profile__address_of_nothing(address):
+    (line,) = _refused(environment={"ABLATION_ADDRESS": address})
+    assert line == (
+        f"the environment: address must be local, auto or HOST:PORT of a cluster's head, "
+        f"got {address!r}."
+    )
+
+
 def test_load_profile__wrong_flag():
     assert _refused(workers=0) == ["the flags: workers must be at least 1, got 0."]
 

@@ -7,6 +7,7 @@ anything: the ledger is the truth, and the next driver makes its list from there
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -40,6 +41,7 @@ __all__ = ["connected", "run_cluster"]
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.25
 _JOIN_WITHIN_S = 60.0
+_KNOCK_S = 10.0
 _LOST_TRIALS = 1000
 """So often Tune begins a trial again whose process was lost; `retries` ends it long before."""
 
@@ -73,6 +75,7 @@ def connected(layout: Layout) -> Generator[Layout]:
     embedded = layout.address == "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        _knock(layout.address)
         with _apart():
             ray.init(
                 address=layout.address,
@@ -81,11 +84,8 @@ def connected(layout: Layout) -> Generator[Layout]:
                 runtime_env=None if embedded else theirs,  # what it starts has our environment
                 include_dashboard=False if embedded else None,
             )
-    except ConnectionError as error:
-        raise PlaceError(
-            f"address must be that of a running Ray cluster, got {layout.address!r}: {error}. "
-            f"Start one there, or leave address out for an embedded one."
-        ) from error
+    except Exception as error:  # Ray raises what it likes, a bare Exception among it
+        raise PlaceError(_refusal(layout.address, _last_line(error).rstrip("."))) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -99,6 +99,26 @@ def connected(layout: Layout) -> Generator[Layout]:
         ) from error
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find out at once that nobody listens at a host and port: Ray would try for minutes.
+
+    Raises OSError.
+    """
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+
+
+def _refusal(address: str, why: str) -> str:
+    if address == "local":
+        return f"Ray could not start on this machine: {why}. Try again when it has less to do."
+    return (
+        f"address must be that of a Ray cluster which lets this process in, got {address!r}: "
+        f"{why}. Start one there, give its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or "
+        f"leave address out for an embedded one."
+    )
 
 
 @contextmanager
