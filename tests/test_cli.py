@@ -17,14 +17,9 @@ from PIL import Image
 
 from ablation.cli import _COMMANDS, main
 from ablation.ledger import Ledger
+from leaks import MLFLOW_LEAKS
 
-pytestmark = [
-    # MLflow and its database layer leave connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MLFLOW_LEAKS
 
 STUDY = """\
 name: small

@@ -14,14 +14,9 @@ from ablation.plan import Plan, plan
 from ablation.process import Process
 from ablation.study import load_study
 from ablation.toy import TRAINER
+from leaks import MLFLOW_LEAKS
 
-pytestmark = [
-    # MLflow and its database layer leave connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MLFLOW_LEAKS
 
 STUDY = """\
 name: toys

@@ -5,14 +5,9 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import main
+from leaks import MLFLOW_LEAKS
 
-pytestmark = [
-    # MLflow and its database layer leave connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MLFLOW_LEAKS
 
 STUDY = """\
 name: toys
@@ -28,6 +23,7 @@ rows:
 """
 TWIN = """\
 from ablation.toy import ToyTrainer
+from leaks import MLFLOW_LEAKS
 
 TRAINER = ToyTrainer(name="twin")
 """

@@ -22,14 +22,9 @@ from ablation.protocol import Place
 from ablation.table import tabulate
 from ablation.testing import ToyTrainer, ignore, new_ledger, paced, stop_after
 from ablation.tracking import TRACKING_ERRORS, Mirror, pages
+from leaks import MLFLOW_LEAKS
 
-pytestmark = [
-    # MLflow and its database layer leave connections to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MLFLOW_LEAKS
 
 
 TEXTS = {"table.md": "| slow |", "table.csv": "slow", "study.yaml": "name: toys"}
