@@ -21,13 +21,13 @@ def claim(name: str, **parts: Any) -> Claim:
     return Claim(name=name, process=Process(host="another", pid=1, born="1"), run="other", **parts)
 
 
-def test_claimed__is_by_whoever_has_not_given_up(ledger):
+def test_beats__are_of_whoever_has_not_given_up(ledger):
     stage = ledger.stage("ab" * 8)
-    assert not stage.claimed()
+    assert stage.beats() == {}
     put(stage.storage, stage.at("lease"), claim("000001-aa", over=True))
-    assert not stage.claimed()
-    put(stage.storage, stage.at("lease"), claim("000002-aa"))
-    assert stage.claimed()
+    assert stage.beats() == {}
+    put(stage.storage, stage.at("lease"), claim("000002-aa", beat=7))
+    assert stage.beats() == {"000002-aa": 7}
 
 
 def test_bury__records_what_the_dead_last_claimed(ledger):

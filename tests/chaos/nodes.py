@@ -63,10 +63,12 @@ class Nodes:
         self._running.clear()
 
     def lose(self, raylet: int) -> None:
-        """The node of a raylet loses its power: everything on it is killed."""
-        running = self._of(raylet)
-        self._running.remove(running)
-        self._cut(running)
+        """The node of a raylet loses its power, unless it was drained and has left by itself."""
+        for running in [
+            r for r in self._running if raylet in descendants(r.pid) or r.poll() is not None
+        ]:
+            self._running.remove(running)
+            self._cut(running)
 
     def kill_raylet(self, raylet: int) -> None:
         """A raylet is killed, and its node comes down by itself."""

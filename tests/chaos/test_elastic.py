@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -22,37 +23,57 @@ pytestmark = pytest.mark.chaos
 
 _WITHIN_S = 400.0
 _FOR_EVER = Scale(steps=1_000_000, sleep_s=0.05, seeds=1)
+_SHORT = Scale(steps=300, sleep_s=0.1, seeds=1)
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@contextmanager
+def _world(folder: Path, scale: Scale, concurrency: int) -> Iterator[World]:
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
-    with Nodes(2, 1, environment, tmp_path / "nodes.txt") as nodes:
+    with Nodes(2, 1, environment, folder / "nodes.txt") as nodes:
         world = World(
-            folder=tmp_path,
-            study=_FOR_EVER.write(tmp_path),
+            folder=folder,
+            study=scale.write(folder),
             workers=[1, 2],
-            concurrency=1,
+            concurrency=concurrency,
             nodes=nodes,
             environment=environment,
         )
         world.start()
-        yield world
-        world.clear()
+        try:
+            yield world
+        finally:
+            world.clear()
 
 
-def test_cell__shrinks_when_a_node_is_lost_and_grows_when_one_comes(world):
+def test_cell__shrinks_when_a_node_is_lost_and_grows_when_one_comes(tmp_path):
     """And it computes what one that nothing disturbs computes, each step of it once."""
-    assert world.nodes is not None
-    stage = next(s for s in world.plan.stages.values() if s.name == "train")
-    lead = _at_work(world, stage, [2])
-    world.nodes.lose(parent(lead))
-    _at_work(world, stage, [2, 1])
-    world.nodes.add()
-    _at_work(world, stage, [2, 1, 2])
-    assert world.stop(signal.SIGTERM) == 130, world.log.read_text()
+    with _world(tmp_path, _FOR_EVER, 1) as world:
+        assert world.nodes is not None
+        stage = _first_training(world)
+        lead = _at_work(world, stage, [2])
+        world.nodes.lose(parent(lead))
+        _at_work(world, stage, [2, 1])
+        world.nodes.add()
+        _at_work(world, stage, [2, 1, 2])
+        assert world.stop(signal.SIGTERM) == 130, world.log.read_text()
     journal = [(r.step, r.metrics) for r in world.ledger.journal(stage.digest)]
     assert journal == list(takewhile(lambda r: r[0] <= journal[-1][0], _undisturbed(stage)))
+
+
+@pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it")
+def test_cells__that_all_counted_the_same_room_end_on_half_of_it(tmp_path):
+    """Two at once see two free nodes, of which one has room; then a node is lost for good."""
+    with _world(tmp_path, _SHORT, 2) as world:
+        assert world.nodes is not None
+        limit = time.monotonic() + _WITHIN_S
+        while not (at_work := world.at_work()) and time.monotonic() < limit:
+            time.sleep(0.2)
+        world.nodes.lose(parent(next(iter(at_work.values())).pid))
+        assert world.finish(within_s=2 * _WITHIN_S) == 0, world.log.read_text()
+
+
+def _first_training(world: World) -> PlannedStage:
+    return next(stage for stage in world.plan.stages.values() if stage.name == "train")
 
 
 def _at_work(world: World, stage: PlannedStage, crews: list[int]) -> int:

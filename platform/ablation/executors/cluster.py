@@ -22,6 +22,7 @@ import ray
 from ray import tune
 from ray._private import services
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+from ray._private.state import state
 from ray.exceptions import RayError
 
 from ablation.cells import Cell
@@ -32,8 +33,10 @@ from ablation.executors.room import workers_on
 from ablation.executors.sigterm import HOOK
 from ablation.executors.workers import Job, trial, trial_resources
 from ablation.layout import Layout, LostPlaceError, PlaceError
+from ablation.lease import BEAT_S, EXPIRY_S
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
+from ablation.stage_folder import StageFolder
 from ablation.terms import Terms
 
 __all__ = ["connected", "run_cluster"]
@@ -42,8 +45,9 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.25
 _JOIN_WITHIN_S = 60.0
 _KNOCK_S = 10.0
-_LOST_TRIALS = 1000
-"""So often Tune begins a trial again whose process was lost; `retries` ends it long before."""
+_LOST_TRIALS = 100
+"""So often in a round Tune begins a trial again whose process was lost; `retries` ends it before,
+unless it is lost before it begins an attempt."""
 
 _NO_STRAY_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # a worker without GPUs sees none
 _ENVIRONMENT = {
@@ -176,26 +180,39 @@ def run_cluster(
             lost = _round(_groups(waiting), job)
             standings = ledger.standings(stage.digest for cell in waiting for stage in cell)
             waiting = [cell for cell in waiting if not cell.ended(standings)]
-            evidence = [ledger.stage(digest).evidence() for digest in standings]
-            others = any(ledger.stage(digest).claimed() for digest in standings)
-            if evidence == before and not others:
+            folders = [ledger.stage(digest) for digest in standings]
+            evidence = [folder.evidence() for folder in folders]
+            if evidence == before and not _others_at_work(folders, stop_asked):
                 break
             before = evidence
     return lost
 
 
+def _others_at_work(folders: Sequence[StageFolder], stop_asked: Callable[[], bool]) -> bool:
+    """Whether a claim on a stage beats, or is given up, in the time in which a dead one expires."""
+    first = [folder.beats() for folder in folders]
+    end = time.monotonic() + EXPIRY_S
+    while any(first) and not stop_asked() and time.monotonic() < end:
+        time.sleep(BEAT_S)
+        if [folder.beats() for folder in folders] != first:
+            return True
+    return False
+
+
 def _round(groups: Sequence[Sequence[Cell]], job: Job) -> dict[str, str]:
     """Give every training a trial and wait for all; why some came no further."""
-    slots = _slots(job.layout)
+    layout = job.layout
+    at_once = layout.concurrency
+    if layout.most > 1:  # others ask for their room themselves, that of nodes to come among it
+        slots = max(1, _slots(layout))
+        at_once = min(at_once or slots, slots)
     with TemporaryDirectory(prefix="ablation-tune-") as scratch:
         results = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(trial, groups=groups, job=job), trial_resources(job.layout)
+                tune.with_parameters(trial, groups=groups, job=job), trial_resources(layout)
             ),
             param_space={"group": tune.grid_search(list(range(len(groups))))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=min(slots, job.layout.concurrency or slots), reuse_actors=True
-            ),
+            tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="cells",
                 storage_path=scratch,
@@ -221,8 +238,7 @@ def _posting(stop_asked: Callable[[], bool]) -> Generator[Any]:
     def post() -> None:
         while not over.wait(_LOOK_EVERY_S):
             if stop_asked():
-                board.stop.remote()
-                return
+                board.stop.remote()  # again and again: a board that was lost begins anew
 
     thread = threading.Thread(target=post, name="posting", daemon=True)
     thread.start()
@@ -271,8 +287,8 @@ def _slots(layout: Layout) -> int:
 
 
 def _nodes() -> Sequence[Mapping[str, float]]:
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
+    nodes, leaving = ray.nodes(), state.get_draining_nodes()  # type: ignore[no-untyped-call]
+    return [n["Resources"] for n in nodes if n["Alive"] and n["NodeID"] not in leaving]
 
 
 def _last_line(error: Exception) -> str:

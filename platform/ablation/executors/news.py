@@ -5,10 +5,11 @@ workers of a group post what they know of their machines' end, and whose excepti
 of it can be lost with the node that carries it; the ledger is the truth, so nobody minds.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ __all__ = ["ON_HEAD", "Board", "Sender", "Word", "listening", "new_board"]
 ON_HEAD = {"node:__internal_head__": 0.001}
 """A trace of a resource that only a cluster's head node has."""
 
+_log = logging.getLogger(__name__)
+_LASTING = {"num_cpus": 0, "resources": ON_HEAD, "max_restarts": -1}
 _PROGRESS_EVERY_S = 0.5
 _LISTEN_EVERY_S = 0.25
 
@@ -43,16 +46,14 @@ class Sender:
             self._last = now
             self._actor.put_nowait.remote(event)  # training waits for no answer
             return
-        try:
+        with suppress(RayActorError):  # the queue is lost, and comes back empty
             self._events.put(event)
-        except RayActorError:  # nobody listens any more
-            self._last = float("inf")
 
 
 @contextmanager
 def listening(observe: Observe) -> Generator[Queue]:
     """A queue whose events are passed on to the observer, in a thread, until the block ends."""
-    events = Queue(actor_options={"num_cpus": 0, "resources": ON_HEAD})
+    events = Queue(actor_options=_LASTING)
     done = threading.Event()
     thread = threading.Thread(target=partial(_listen, events, observe, done.is_set), daemon=True)
     thread.start()
@@ -66,14 +67,19 @@ def listening(observe: Observe) -> Generator[Queue]:
 def _listen(events: Queue, observe: Observe, done: Callable[[], bool]) -> None:
     while True:
         last = done()
-        try:
+        with suppress(RayActorError):
             for event in events.get_nowait_batch(events.qsize()):
-                observe(event)
-        except RayActorError:
-            return
+                _pass_on(event, observe)
         if last:
             return
         time.sleep(_LISTEN_EVERY_S)
+
+
+def _pass_on(event: Event, observe: Observe) -> None:
+    try:
+        observe(event)
+    except (Exception, SystemExit):  # a terminal that is gone, and nobody else reads the queue
+        _log.exception("What happened to %s could not be shown.", event.name)
 
 
 class Word(NamedTuple):
@@ -123,4 +129,4 @@ class Board:
 
 def new_board() -> Any:
     """A board of its own actor, for a driver and its workers."""
-    return ray.remote(Board).options(num_cpus=0, resources=ON_HEAD).remote()
+    return ray.remote(Board).options(**_LASTING).remote()

@@ -34,7 +34,8 @@ def fitting(layout: Layout, trainer: Trainer, cells: Sequence[Cell], room: int) 
 def free_workers(layout: Layout) -> int:
     """For how many workers the cluster's nodes have room now."""
     free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    return sum(workers_on(node, layout) for node in free.values())
+    leaving = state.get_draining_nodes()
+    return sum(workers_on(free[node], layout) for node in free if node not in leaving)
 
 
 def workers_on(resources: Mapping[str, float], layout: Layout) -> int:

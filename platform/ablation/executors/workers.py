@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -17,7 +18,9 @@ from ray import train, tune
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError, collective
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError
 from ray.util.queue import Queue
 
 from ablation.cells import Cell, Failed, Finished
@@ -77,15 +80,20 @@ def trial(config: Mapping[str, Any], *, groups: Sequence[Sequence[Cell]], job: J
 
 def _bring(cells: Sequence[Cell], job: Job) -> str:
     """Start workers until all has ended or nothing comes of it; why then, empty for no reason."""
-    fruitless, before = 0, _evidence(cells, job.ledger)
+    first, fruitless, before = cells[0].stages[0], 0, _evidence(cells, job.ledger)
     while True:
-        group = f"{cells[0].stages[0].digest}-{secrets.token_hex(4)}"
+        group = f"{first.digest}-{secrets.token_hex(4)}"
         try:
-            _trainer(cells, job, group).fit()
+            with TemporaryDirectory(prefix="ablation-train-") as scratch:
+                _trainer(cells, job, group, scratch).fit()
             return ""
         except (TrainingFailedError, RayError) as error:
-            if ray.get(job.board.stopped.remote()):
+            if _stopped(job):
                 return ""
+            if _lacks_room(error):
+                paused = partial(Event, digest=first.digest, name=first.name, kind="paused")
+                Sender(job.events)(paused(message="there is no room for its workers"))
+                continue
             after = _evidence(cells, job.ledger)
             fruitless, before = (fruitless + 1 if after == before else 0), after
             if fruitless == _FRUITLESS:
@@ -95,13 +103,26 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
         time.sleep(fruitless)
 
 
+def _stopped(job: Job) -> bool:
+    try:
+        return bool(ray.get(job.board.stopped.remote()))
+    except RayError:  # a board that was lost comes back, and is told again
+        return False
+
+
+def _lacks_room(error: Exception) -> bool:
+    """Whether a group waited for its room in vain, for a minute: another may be counted now."""
+    cause = error.controller_failure if isinstance(error, ControllerError) else None
+    return isinstance(cause, WorkerGroupStartupTimeoutError)
+
+
 def _evidence(cells: Sequence[Cell], ledger: Ledger) -> list[tuple[bool, int]]:
     digests = dict.fromkeys(stage.digest for cell in cells for stage in cell)
     return [ledger.stage(digest).evidence() for digest in digests]
 
 
-def _trainer(cells: Sequence[Cell], job: Job, group: str) -> TorchTrainer:
-    layout, storage, workers = job.layout, job.ledger.storage, 0
+def _trainer(cells: Sequence[Cell], job: Job, group: str, scratch: str) -> TorchTrainer:
+    layout, workers = job.layout, 0
     if layout.most > 1:
         reclaim()
         workers = fitting(layout, job.trainer, cells, free_workers(layout))
@@ -116,10 +137,11 @@ def _trainer(cells: Sequence[Cell], job: Job, group: str) -> TorchTrainer:
         ),
         run_config=train.RunConfig(
             name=group,  # Train resumes a run of the same name
-            storage_path=f"{storage.root}/ray",
-            storage_filesystem=storage.files,
+            storage_path=scratch,
             # The trial begins groups again itself, and by the ledger.
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
     )
 
