@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
 from ablation.process import Process
 from ablation.study import load_study
+from ablation.supervise import RUN
 from ablation.toy import TRAINER
 from leaks import MLFLOW_LEAKS
 
@@ -233,13 +237,18 @@ def test_why__knows_a_cell_by_all_its_names(cell, results, capsys):
     assert lines[:2] == ["noise (reference), seed 0", "  noise: finished, 1 attempt"]
 
 
-def lose(results: Path, *, steps: int) -> None:
+def lose(results: Path, *, steps: int, run: str = "") -> None:
     """A lost attempt in front of a row's first one, or the one to come."""
     stage = Ledger.open(results).stage(planned().cells[0].stages[0].digest)
-    stage.begin_attempt(time_ms=1_700_000_000_000, from_step=0, provenance={})
+    tried = stage.begin_attempt(time_ms=1_700_000_000_000, from_step=0, run=run, provenance={})
     process = Process(host="gone", pid=1, born="")
     claim = Claim(
-        name="000001-aa", process=process, run="", attempt=1, step=steps, now_ms=1_700_000_002_000
+        name="000001-aa",
+        process=process,
+        run=run,
+        attempt=tried.number,
+        step=steps,
+        now_ms=1_700_000_002_000,
     )
     stage.bury([claim])
 
@@ -321,3 +330,78 @@ def test_run__supervised_is_begun_again_and_says_what_failed(lab, capfd, monkeyp
     assert "train: finished, 2 attempts" in told
     assert "lost" in told
     assert "1 interruption, " in told
+
+
+def test_run__of_a_supervisor_gives_up_a_stage_that_kills_its_drivers(lab, capsys, monkeypatch):
+    """All of them are of one run: the fifth loss in place counts, and is not forgotten."""
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    monkeypatch.setenv(RUN, "one")
+    edit("slow: {rate: 0.1}", "slow: {rate: 0.1, crash_at: 2}")
+    for _ in range(4):
+        lose(lab / "results", steps=0, run="one")
+    command = [sys.executable, "-m", "ablation.supervised", "run", "toys.yaml", "--inline"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 17
+    for _ in range(2):
+        assert main(["run", "toys.yaml", "--inline"]) == 1
+        assert "Lost: its process was lost 5 times in a row at step " in capsys.readouterr().out
+        assert main(["status", "toys.yaml"]) == 1
+        assert capsys.readouterr().out.count("finished") == 4
+    stage = Ledger.open("results").stage(planned().cells[0].stages[0].digest)
+    assert [attempt.ended for attempt in stage.attempts()] == ["lost"] * 5
+
+
+def test_run__tries_again_what_failed_in_another_run_only(lab, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.3, fail_at: 2}")
+    stage = Ledger.open("results").stage(planned().cells[1].stages[0].digest)
+    for run, count in (("one", 2), ("one", 2), ("two", 4), ("", 6), ("", 8)):
+        monkeypatch.setenv(RUN, run)
+        assert main(["run", "toys.yaml", "--inline"]) == 1
+        assert len(stage.attempts()) == count
+
+
+ADDRESSES = [
+    ("STORAGE", "s3://AKIA:abc/SECRET@bucket/x", "s3://bucket/x"),
+    ("STORAGE", "s3://[a/SECRET@x", "s3://x"),
+    ("STORAGE", "s3://[a/x", "s3://[a/x"),
+    ("TRACKING", "https://user:SECRET@[mlflow", "https://[mlflow"),
+]
+
+
+@pytest.mark.parametrize("command", ALL)
+@pytest.mark.parametrize(("field", "uri", "shown"), ADDRESSES)
+def test_address__that_is_none(command, field, uri, shown, results, refuse, monkeypatch):
+    monkeypatch.setenv(f"ABLATION_{field}", uri)
+    line = refuse(*arguments(command))
+    assert f", got {shown}" in line
+    assert "SECRET" not in line
+
+
+@pytest.mark.parametrize("command", ["run", "sync", "ui"])
+def test_tracking__is_shown_without_its_keys(command, results, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", "http://user:SECRET@127.0.0.1:9?token=SECRET")
+    main(arguments(command))
+    shown = capsys.readouterr()
+    assert "http://127.0.0.1:9" in shown.err
+    assert "SECRET" not in shown.out + shown.err
+
+
+def test_run__storage_that_is_lost_after_the_work_is_no_wrong_input(lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    monkeypatch.setenv("ABLATION_PATIENCE_S", "0")
+    (lab / "results" / "studies" / "toys" / "table.md").mkdir(parents=True)
+    assert main(["run", "toys.yaml", "--inline"]) == 75
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"Could not write {lab}/results/studies/toys/table.md: ")
+    assert line.endswith(" Run the same command again when the storage answers.")
+
+
+def test_run__waits_for_a_storage_that_refuses_at_the_very_end(results, capsys):
+    assert main(["sync", "toys.yaml"]) == 0
+    in_the_way = results / "stages" / planned().cells[0].stages[0].digest / "certificate.json"
+    in_the_way.mkdir()  # which only the table asks for, where all is finished and mirrored
+    mended = threading.Timer(0.5, in_the_way.rmdir)
+    mended.start()
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    mended.join()
+    assert "fast" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import fs as arrow_fs
 
-__all__ = ["ANSWER_S", "TRIES", "public", "reach"]
+__all__ = ["ANSWER_S", "TRIES", "masked", "public", "reach"]
 
 ANSWER_S = 10.0
 """An S3 server that is silent for so long is asked again."""
@@ -32,6 +32,8 @@ def reach(uri: str) -> tuple[Any, str]:
     if parts.scheme != "s3":
         files, root = arrow_fs.FileSystem.from_uri(uri)
         return files, root
+    if ":" in parts.netloc.rpartition("@")[2]:  # else what follows in a key counts as a path
+        raise ValueError("a bucket has no port, and a / or ? in a key is written %2F or %3F")
     options = parse_qs(parts.query)
     if forgotten := _FORGOTTEN & {*options}:
         raise ValueError(f"workers would not know of its option {min(forgotten)}")
@@ -45,6 +47,29 @@ def reach(uri: str) -> tuple[Any, str]:
 
 
 def public(uri: str) -> str:
-    """A URI without user, password and query, which may hold keys."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """A URI without user, password and query, which may hold keys; a local path as it is."""
+    scheme, _, place = _cut(uri)
+    return scheme + place
+
+
+def masked(text: str, uri: str) -> str:
+    """A text that may repeat a URI, or more than it, without the keys in it."""
+    _, keys, _ = _cut(uri)
+    text = text.replace(uri, public(uri))
+    for key in filter(None, keys):
+        text = text.replace(key, "")
+    return text
+
+
+def _cut(uri: str) -> tuple[str, tuple[str, str], str]:
+    """Scheme, what may hold keys, and place of any text: a slash in a key may not be escaped."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return "", ("", ""), uri
+    place, asked, query = rest.partition("?")
+    if place.startswith("/"):  # no host, so no keys before it
+        return scheme + mark, ("", asked + query), place
+    if ":" in place and "@" not in place and "@" in query:  # the ? may be one of a password
+        return scheme + mark, (rest[: rest.rindex("@") + 1], asked + query), ""
+    keys, at, place = place.rpartition("@")
+    return scheme + mark, (keys + at, asked + query), place

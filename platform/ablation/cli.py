@@ -1,8 +1,8 @@
 """The command line: results to stdout, progress to stderr, and an exit code that says how it went.
 
-0 complete, 1 some cell failed or was lost, 2 the input was wrong, 75 the cluster was lost, 130
-interrupted. No flag changes the science: that is in the study. Ray and MLflow are imported only by
-the commands that use them.
+0 complete, 1 some cell failed or was lost, 2 the input was wrong, 75 the cluster or the storage was
+lost, 130 interrupted. No flag changes the science: that is in the study. Ray and MLflow are
+imported only by the commands that use them.
 """
 
 import argparse
@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 
+from ablation.address import public
 from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
 from ablation.identity import NAME
@@ -28,9 +29,13 @@ from ablation.plan import Plan, plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile, load_profile, parse_data
 from ablation.protocol import Trainer
-from ablation.storage import StorageError
+from ablation.storage import LostStorageError, StorageError
 from ablation.study import Study, load_study
+from ablation.supervise import run_name, supervise
 from ablation.trainers import TrainerError, find_trainers, load_trainer
+
+if TYPE_CHECKING:
+    from ablation.running import Run
 
 __all__ = ["main"]
 
@@ -49,17 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(_supervise(arguments) if supervised else options.command(options))
         sys.stdout.flush()
         return code
-    except (StudyError, StorageError, PlaceError, TrainerError, _InputError) as error:
-        print(error, file=sys.stderr)
-        return 2
     except LostPlaceError as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         return os.EX_TEMPFAIL
+    except LostStorageError as error:
+        _say(f"{error} Run the same command again when the storage answers.")
+        return os.EX_TEMPFAIL
+    except (StudyError, StorageError, PlaceError, TrainerError, _InputError) as error:
+        _say(str(error))
+        return 2
     except KeyboardInterrupt:
-        print(
-            "Interrupted. What was committed is kept: the same command goes on from there.",
-            file=sys.stderr,
-        )
+        _say("Interrupted. What was committed is kept: the same command goes on from there.")
         return 130
     except BrokenPipeError:  # `ablation table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _profile(options: argparse.Namespace) -> Profile:
@@ -113,7 +122,7 @@ def _resume(options: argparse.Namespace) -> int:
     text = ledger.read_study(options.name, "study.yaml") if NAME.fullmatch(options.name) else None
     if text is None:
         known = nearest(options.name, ledger.studies())
-        raise _InputError(f"{profile.storage} holds no study {options.name!r}.{known}")
+        raise _InputError(f"{public(profile.storage)} holds no study {options.name!r}.{known}")
     profile = replace(profile, data={**data_of(ledger, options.name), **profile.data})
     with TemporaryDirectory(prefix="ablation-") as folder:
         options.study = Path(folder) / f"{options.name}.yaml"
@@ -122,32 +131,34 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _supervise(arguments: Sequence[str]) -> int:
-    from ablation.supervise import supervise
-
     # argparse takes `--super` for it too.
     rest = [argument for argument in arguments if not argument.startswith("--su")]
-    command = [sys.executable, "-m", "ablation.supervised", *rest]
-    return supervise(command, lambda text: print(text, file=sys.stderr, flush=True))
+    return supervise([sys.executable, "-m", "ablation.supervised", *rest], _say)
 
 
-def _finish(options: argparse.Namespace, profile: Profile) -> int:
+def _begin(options: argparse.Namespace, profile: Profile) -> "Run":
     from ablation.running import Run
 
     planned, trainer = _planned(options, profile)
-    ledger = _ledger(profile)
-    standings, lost = Run(
+    inline = getattr(options, "inline", False)
+    return Run(
         plan=planned,
         trainer=trainer,
-        ledger=ledger,
+        ledger=_ledger(profile),
         profile=profile,
         console=Console(stderr=True),
-        inline=options.inline,
-    ).finish()
-    _print_table(planned, standings, ledger)
+        run=run_name(inline=inline),
+        inline=inline,
+    )
+
+
+def _finish(options: argparse.Namespace, profile: Profile) -> int:
+    run = _begin(options, profile)
+    standings, lost = run.finish()
+    _print_table(run.plan, standings, run.ledger.patient(profile.patience_s, _say))
     for title, reason in lost.items():
-        print(f"{title}: lost ({reason}). Run the same command again.", file=sys.stderr)
-    complete = all(isinstance(standing, Finished) for standing in standings.values())
-    return 0 if complete else 1
+        _say(f"{title}: lost ({reason}). Run the same command again.")
+    return int(not all(isinstance(standing, Finished) for standing in standings.values()))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -202,25 +213,14 @@ def _verify_resume(options: argparse.Namespace) -> int:
             steps=options.steps,
         ).run(on_cluster(planned, profile, Console(stderr=True)))
     except KeyboardInterrupt:
-        print("Interrupted. Nothing was verified.", file=sys.stderr)
+        _say("Interrupted. Nothing was verified.")
         return 130
     print(finding.text)
     return 0 if finding.certificate else 1
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from ablation.running import Run
-
-    profile = _profile(options)
-    planned, trainer = _planned(options, profile)
-    run = Run(
-        plan=planned,
-        trainer=trainer,
-        ledger=_ledger(profile),
-        profile=profile,
-        console=Console(stderr=True),
-    )
-    return 0 if run.sync() else 1
+    return 0 if _begin(options, _profile(options)).sync() else 1
 
 
 def _failed(standings: Mapping[str, Standing]) -> int:
@@ -253,11 +253,12 @@ def _ui(options: argparse.Namespace) -> int:
     from ablation.tracking import TRACKING_ERRORS
 
     profile = _profile(options)
-    uri, embedded = profile.mlflow
+    ledger = _ledger(profile)
+    uri, embedded = profile.mlflow(ledger.storage.local)
     if embedded is None:
-        raise _InputError(f"ui is for the embedded store; this profile's server is {uri}.")
-    if not (studies := _ledger(profile).studies()):
-        raise _InputError(f"{profile.storage} holds no study to show. Run one first.")
+        raise _InputError(f"ui is for the embedded store; this profile's server is {public(uri)}.")
+    if not (studies := ledger.studies()):
+        raise _InputError(f"{public(profile.storage)} holds no study to show. Run one first.")
     try:
         serve(uri, studies, port=options.port)
     except TRACKING_ERRORS as error:
@@ -267,8 +268,7 @@ def _ui(options: argparse.Namespace) -> int:
 def _schema(options: argparse.Namespace) -> int:
     from ablation.schema import json_schema
 
-    schema: Mapping[str, Any] = json_schema(load_trainer(options.trainer))
-    print(json.dumps(schema, indent=2))
+    print(json.dumps(json_schema(load_trainer(options.trainer)), indent=2))
     return 0
 
 

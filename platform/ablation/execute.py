@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shutil import copytree
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, cast
 
 from ablation.cells import Finished, Outcome, PlannedStage
@@ -22,6 +21,7 @@ from ablation.group import ALONE, Group, GroupOverError
 from ablation.lease import Claim, Lease, LostLeaseError, acquire
 from ablation.ledger import Ledger
 from ablation.manifest import DamageError
+from ablation.process import scratch_folder, sweep
 from ablation.protocol import Place, Trainer
 from ablation.provenance import now_ms, provenance
 from ablation.retries import enough, pause_s
@@ -87,6 +87,7 @@ def execute(
         clock=clock,
         now_ms=now_ms,
     )
+    sweep()
     while (result := work.attempt()) == "failed":
         pass
     return result
@@ -112,7 +113,7 @@ class _Work:
     def attempt(self) -> Result:
         """Try the stage once, from where the ledger stands."""
         with ExitStack() as stack:
-            scratch = Path(stack.enter_context(TemporaryDirectory(prefix="ablation-")))
+            scratch = Path(stack.enter_context(scratch_folder()))
             lease: Lease | None = None
             restored: Restored | None = None
             result: Result | None = None
@@ -145,7 +146,9 @@ class _Work:
             return outcome
         if self.signals.should_stop():
             return "stopped"
-        held = acquire(folder.storage, folder.at("lease"), run=self.terms.run, now_ms=self.now_ms)
+        held = acquire(
+            folder.storage, folder.at("lease"), run=self.terms.driver, now_ms=self.now_ms
+        )
         if isinstance(held, Claim):
             self.tell("busy", f"another process is at it ({held.process.pid})")
             return "busy"

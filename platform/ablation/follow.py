@@ -14,6 +14,7 @@ from typing import Protocol
 
 from matplotlib.figure import Figure
 
+from ablation.address import masked, public
 from ablation.cells import Finished, Standing
 from ablation.events import Event
 from ablation.figure import draw
@@ -34,7 +35,7 @@ class Tracker(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """Where it is, with the keys to it."""
         ...
 
     def open(self) -> None:
@@ -177,7 +178,7 @@ class Follower:
         self._well_since = time.monotonic()
         with self._voice:
             if self._told:
-                self._say(f"MLflow at {self._tracker.uri} has caught up with the ledger.")
+                self._say(f"MLflow at {public(self._tracker.uri)} has caught up with the ledger.")
             self._told = False
         return True
 
@@ -187,7 +188,7 @@ class Follower:
             act()
         # Nothing that goes wrong here may touch a study.
         except Exception as error:
-            self._fall_behind(_words(error))
+            self._fall_behind(_words(error, self._tracker.uri))
             return False
         with self._changed:
             keeps_up = self._due is None
@@ -209,9 +210,9 @@ class Follower:
         with self._voice:
             if not self._told:
                 self._say(
-                    f"MLflow at {self._tracker.uri} {how}. The study goes on, the ledger holds "
-                    f"everything, and MLflow is tried again; what it lacks in the end, the next "
-                    f"run or `ablation sync` repairs."
+                    f"MLflow at {public(self._tracker.uri)} {how}. The study goes on, the ledger "
+                    f"holds everything, and MLflow is tried again; what it lacks in the end, the "
+                    f"next run or `ablation sync` repairs."
                 )
             self._told = True
 
@@ -227,7 +228,7 @@ def repeat(
         tracker.open()
         _conclude(tracker, _End(standings, texts, draw(table)))
     except Exception as error:
-        return _words(error)
+        return _words(error, tracker.uri)
     return ""
 
 
@@ -238,9 +239,12 @@ def _conclude(tracker: Tracker, end: _End) -> None:
     tracker.close(complete=complete)
 
 
-def _words(error: Exception) -> str:
-    """What is wrong with a tracker. Its drivers raise what they raise, which nobody can list."""
+def _words(error: Exception, uri: str) -> str:
+    """What is wrong with the tracker at a URI.
+
+    Its drivers raise what they raise, which nobody can list.
+    """
     _log.debug("The tracker failed.", exc_info=error)
-    line = next(iter(str(error).splitlines()), "")
+    line = masked(next(iter(str(error).splitlines()), ""), uri)
     how = "cannot be told" if isinstance(error, StorageError) else "does not answer as it must"
     return f"{how} ({type(error).__name__}: {line})"

@@ -65,6 +65,7 @@ class Lease:
     _told: str = ""
     """The notice that the storage has."""
     _over: bool = False
+    _kept: bool = False
     _lost: str = ""
     _thread: threading.Thread | None = None
 
@@ -102,11 +103,23 @@ class Lease:
         """Whether a beat or a check has found that another process took over."""
         return bool(self._lost)
 
+    def let_expire(self) -> None:
+        """Beat no more, and do not give the stage up: something is still being written to it.
+
+        Others take over after `EXPIRY_S`; from then on `check` refuses what is left of that.
+        """
+        with self._changed:
+            self._over = self._kept = True
+            self._changed.notify_all()
+
     def release(self) -> None:
         """Give the stage up. Where the storage refuses that, others must wait for `EXPIRY_S`."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
+        if self._kept:
+            _log.warning("%s is still being written to, so the lease on it will expire.", self._at)
+            return
         if self._thread is not None:
             self._thread.join(self.expiry_s)  # by then the claim is as good as given up
             if self._thread.is_alive():

@@ -7,10 +7,13 @@ holds text for people and is rewritten at will.
 import json
 import logging
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ablation.attempts import Attempt
 from ablation.cells import Outcome, Standing
@@ -29,6 +32,8 @@ _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{8,128}")
 _LAYOUT, _LAYOUT_FILE = 1, "ledger.json"
 _READERS = 16  # requests to an object store at a time
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +105,7 @@ class Ledger:
 
     def standings(self, digests: Iterable[str]) -> dict[str, Standing]:
         """How many stages stand, each of them once, in the order given."""
-        unique = list(dict.fromkeys(digests))
-        with ThreadPoolExecutor(_READERS) as pool:
-            return dict(zip(unique, pool.map(self.standing, unique), strict=True))
+        return _of_each(digests, self.standing)
 
     def attempts(self, digests: Iterable[str]) -> list[Attempt]:
         """Every try at stages, stage by stage."""
@@ -110,10 +113,7 @@ class Ledger:
 
     def tries(self, digests: Iterable[str]) -> dict[str, tuple[Attempt, ...]]:
         """Every try at stages, by their digest."""
-        unique = list(dict.fromkeys(digests))
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(lambda digest: self.stage(digest).attempts(), unique)
-            return dict(zip(unique, found, strict=True))
+        return _of_each(digests, lambda digest: self.stage(digest).attempts())
 
     def journal(self, digest: str) -> tuple[Record, ...]:
         """The committed record of a stage: each step once, in order."""
@@ -138,10 +138,8 @@ class Ledger:
 
     def certificates(self, digests: Iterable[str]) -> dict[str, Certificate]:
         """Certificates of those stages that have one."""
-        unique = list(dict.fromkeys(digests))
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = zip(unique, pool.map(self._certificate, unique), strict=True)
-            return {digest: certificate for digest, certificate in found if certificate}
+        found = _of_each(digests, self._certificate)
+        return {digest: certificate for digest, certificate in found.items() if certificate}
 
     def _certificate(self, digest: str) -> Certificate | None:
         path = self.stage(digest).at("certificate.json")
@@ -168,6 +166,34 @@ class Ledger:
     def studies(self) -> list[str]:
         """Names of all studies that something was written about."""
         return self.storage.names("studies")
+
+
+def _of_each(digests: Iterable[str], read: Callable[[str], _T]) -> dict[str, _T]:
+    """What is read of each stage, once, in the order given.
+
+    The readers are daemon threads: a pool's would be waited for where an interrupt, or an error,
+    finds them waiting for a storage.
+    """
+    found: dict[str, Future[_T]] = {digest: Future() for digest in digests}
+    left = deque(found.items())
+
+    def work() -> None:
+        while True:
+            try:
+                digest, answer = left.popleft()
+            except IndexError:  # another reader has taken the last
+                return
+            try:
+                answer.set_result(read(digest))
+            except BaseException as error:
+                answer.set_exception(error)
+
+    for _ in range(min(_READERS, len(found))):
+        threading.Thread(target=work, name="reader", daemon=True).start()
+    try:
+        return {digest: answer.result() for digest, answer in found.items()}
+    finally:
+        left.clear()
 
 
 def _check_layout(content: bytes) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["IMPATIENT", "Patience", "Waits"]
+__all__ = ["BRIEF", "IMPATIENT", "Patience", "Waits"]
 
 _TOLD_AFTER_S = 1.5
 """A refusal that passes sooner is not worth a word."""
@@ -57,3 +57,6 @@ def _unheard(message: str) -> None:
 
 IMPATIENT = Patience(0.0, _unheard)
 """Nobody waits: a refusal is an error at once."""
+
+BRIEF = Patience(2.0, _unheard)
+"""That of a process which was told to end at once: what passes soon is no refusal."""

@@ -1,12 +1,20 @@
-"""Which process this is, and whether another one on this machine still runs."""
+"""Which process this is, and whether another one on this machine still runs.
 
+Temporary folders bear the name of their process, for one that is killed leaves them behind.
+"""
+
+import hashlib
 import os
+import re
+import shutil
 import socket
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 
-__all__ = ["Process", "this_process"]
+__all__ = ["Process", "scratch_folder", "sweep", "this_process"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +32,41 @@ class Process:
             return None
         try:
             os.kill(self.pid, 0)
+            return self.born != _born(self.pid)
         except ProcessLookupError:
             return True
         except PermissionError:  # it is there, and another user's
             return False
-        return self.born != _born(self.pid)
+        except OSError:  # the system has no file left to look with
+            return None
 
 
 def this_process() -> Process:
     """The process that asks."""
     pid = os.getpid()
     return Process(host=_host(), pid=pid, born=_born(pid))
+
+
+def scratch_folder() -> "TemporaryDirectory[str]":
+    """A temporary folder, which `sweep` removes where this process does not come to do so."""
+    me = this_process()
+    return TemporaryDirectory(prefix=f"{_scratch_on(me.host)}{me.pid}-{me.born}-")
+
+
+def sweep() -> None:
+    """Remove what processes of this user that have ended here left of their scratch folders."""
+    me = this_process()
+    for folder in Path(gettempdir()).glob(f"{_scratch_on(me.host)}*"):
+        named = re.fullmatch(r"(\d+)-(\d*)-\w+", folder.name.removeprefix(_scratch_on(me.host)))
+        with suppress(OSError):  # another one sweeps too
+            if named and folder.lstat().st_uid == os.geteuid():
+                owner = Process(host=me.host, pid=int(named[1]), born=named[2])
+                if owner.gone(me):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scratch_on(host: str) -> str:
+    return f"ablation-{hashlib.sha256(host.encode()).hexdigest()[:8]}-"
 
 
 def _host() -> str:
@@ -51,6 +83,6 @@ def _born(pid: int) -> str:
     try:
         # What follows the command's name, which may hold anything, in brackets.
         after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
         return ""
     return "" if after[0] == "Z" else after[19]

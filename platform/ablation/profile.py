@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from ablation.address import public
 from ablation.layout import Layout
 from ablation.problems import Problem, StudyError
 from ablation.protocol import Place
 from ablation.settings import Fault, flatten, settle, unknown
-from ablation.storage import Storage
 from ablation.yamlfile import read
 
 __all__ = ["Profile", "load_profile", "parse_data", "workers_of"]
@@ -80,6 +81,12 @@ class Profile:
                 f"must be local, auto or HOST:PORT of a cluster's head, got {self.address!r}."
             )
             problems.append(("address", sentence))
+        if self.tracking is not None and not _is_uri(self.tracking):
+            sentence = (
+                f"must be an MLflow URI such as http://HOST:PORT or postgresql://HOST/NAME, got "
+                f"{public(self.tracking)}. In a password, write / as %2F and [ as %5B."
+            )
+            problems.append(("tracking", sentence))
         if problems:
             raise _ProfileError(problems)
 
@@ -101,15 +108,15 @@ class Profile:
         data = {name: Path(folder).expanduser().absolute() for name, folder in self.data.items()}
         return Place(data=data, threads=self.cpus_per_worker, loaders=self.loaders)
 
-    @property
-    def mlflow(self) -> tuple[str, Path | None]:
+    def mlflow(self, local: Path | None) -> tuple[str, Path | None]:
         """URI of the MLflow store, and the folder of its artifacts where it is the embedded one.
 
-        The embedded store lies beside a local ledger; a remote ledger's in the working folder.
+        The embedded store lies beside a `local` ledger; a remote ledger's (None) in the working
+        folder.
         """
         if self.tracking is not None:
             return self.tracking, None
-        here = Storage.open(self.storage).local or Path("ablation-results").absolute()
+        here = local or Path("ablation-results").absolute()
         return f"sqlite:///{here / 'mlflow.db'}", here / "mlflow"
 
 
@@ -117,6 +124,14 @@ def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
     numbered = port.isascii() and port.isdigit() and 0 < int(port) < 2**16
     return text in ("local", "auto") or bool(host and "/" not in host and numbered)
+
+
+def _is_uri(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme not in ("http", "https") or bool(parts.hostname and parts.port != 0)
+    except ValueError:  # also of a port that is no number
+        return False
 
 
 def load_profile(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
 
-from ablation.cells import Cell, Standing
+from ablation.address import public
+from ablation.cells import Cell, Failed, Standing
 from ablation.display import displaying
 from ablation.events import Event, Observe
 from ablation.interrupts import stoppable
@@ -48,21 +49,26 @@ the digest of their first stage."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A plan, where it runs, and where a person is told of it."""
+    """A plan, where it runs, and where a person is told of it.
+
+    `run` is that of Terms: what failed in it is not tried again.
+    """
 
     plan: Plan
     trainer: Trainer
     ledger: Ledger
     profile: Profile
     console: Console
+    run: str
     inline: bool = False
 
     def finish(self) -> tuple[dict[str, Standing], dict[str, str]]:
         """How every stage stands afterwards, by digest, and why cells were lost, by title.
 
-        Stages that failed before are tried again; stages that finished never are.
+        Stages that failed in another run are tried again; stages that finished never are.
 
-        Raises StudyError, PlaceError or StorageError before anything is written.
+        Raises StudyError, PlaceError or StorageError before anything is written, and
+        LostStorageError afterwards.
         """
         self._check_name()
         standings = self.ledger.standings(self.plan.stages)
@@ -71,7 +77,7 @@ class Run:
         if todo:
             with self._executor() as execute:
                 self.ledger.check_writable()
-                lost = self._execute(todo, execute)
+                lost = self._execute(todo, standings, execute)
             standings = self._patient.standings(self.plan.stages)
         else:
             self._say(f"All {len(standings)} stages are finished: nothing to train.")
@@ -91,7 +97,7 @@ class Run:
 
         self._check_name()
         self.ledger.check()
-        standings, uri = self.ledger.standings(self.plan.stages), self.profile.mlflow[0]
+        standings, uri = self.ledger.standings(self.plan.stages), public(self._mlflow[0])
         table, texts = self._tables(standings)
         if trouble := repeat(self._mirror(), standings, table, texts):
             self._say(
@@ -123,11 +129,19 @@ class Run:
         """The ledger while there are workers: they wait for its storage, so their driver does."""
         return self.ledger.patient(self.profile.patience_s, self._say)
 
-    def _execute(self, todo: Sequence[Cell], execute: Execute) -> dict[str, str]:
+    @property
+    def _mlflow(self) -> tuple[str, Path | None]:
+        return self.profile.mlflow(self.ledger.storage.local)
+
+    def _execute(
+        self, todo: Sequence[Cell], before: Mapping[str, Standing], execute: Execute
+    ) -> dict[str, str]:
         """Run cells, and tell the console and the mirror of it."""
         plan, ledger = self.plan, self._patient
-        for digest in plan.stages:
-            ledger.clear_failure(digest)
+        failed = (digest for digest, standing in before.items() if isinstance(standing, Failed))
+        for digest, tries in ledger.tries(failed).items():
+            if not tries or tries[-1].run != self.run:
+                ledger.clear_failure(digest)
         place = json.dumps({name: str(at) for name, at in self.profile.place.data.items()})
         ledger.write_study(plan.study.name, {"study.yaml": plan.study.document.text, _PLACE: place})
         done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
@@ -151,7 +165,8 @@ class Run:
         if self.inline:
             yield self._run_inline
             return
-        from ablation.executors.cluster import connected, run_cluster
+        from ablation.executors.cluster import run_cluster
+        from ablation.executors.connection import connected
 
         with connected(self.profile.layout) as layout:
 
@@ -195,8 +210,9 @@ class Run:
     def _terms(self) -> Terms:
         profile = self.profile
         least_s, most_s = profile.bounds_s
-        between_s = time_between_interruptions(self.ledger.attempts(self.plan.stages))
+        between_s = time_between_interruptions(self._patient.attempts(self.plan.stages))
         return Terms(
+            run=self.run,
             queued_ms=now_ms(),
             pace=Pace(least_s=least_s, most_s=most_s, between_s=between_s),
             max_failures=profile.max_failures,
@@ -209,7 +225,7 @@ class Run:
     def _mirror(self) -> "Mirror":
         from ablation.tracking import Mirror
 
-        uri, artifacts = self.profile.mlflow
+        uri, artifacts = self._mlflow
         return Mirror(plan=self.plan, ledger=self.ledger, uri=uri, artifacts=artifacts)
 
     def _follower(self) -> "Follower":
@@ -240,11 +256,11 @@ class Run:
 
     def _mirrored(self, standings: Mapping[str, Standing]) -> str:
         """What a whole mirror mirrors, and on which server: the study's text, how stages stand."""
-        held = (self.profile.mlflow[0], self.plan.study.document.text, dict(standings))
+        held = (self._mlflow[0], self.plan.study.document.text, dict(standings))
         return hashlib.sha256(repr(held).encode()).hexdigest()
 
     def _is_mirrored(self, standings: Mapping[str, Standing]) -> bool:
-        uri = self.profile.mlflow[0]
+        uri = self._mlflow[0]
         lies = not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
         held = self.ledger.read_study(self.plan.study.name, _MIRRORED)
         return lies and held == self._mirrored(standings)
@@ -253,8 +269,8 @@ class Run:
         lost = work_lost(self._patient.tries(self.plan.stages))
         if lost.interruptions:
             self._say(f"{lost}.")
-        for name, at in (("Ledger", self.ledger.storage.uri), ("MLflow", self.profile.mlflow[0])):
-            self._say(f"{name}: {at}")
+        self._say(f"Ledger: {self.ledger.storage.uri}")
+        self._say(f"MLflow: {public(self._mlflow[0])}")
 
 
 def data_of(ledger: Ledger, name: str) -> dict[str, str]:

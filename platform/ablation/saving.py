@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Protocol
 
 from ablation.journal import Record
+from ablation.patience import BRIEF
+from ablation.process import scratch_folder
 
 __all__ = ["Saving"]
 
@@ -29,11 +31,13 @@ class Saving:
     """Saves one state at a time. What goes wrong in the background is raised at the next call.
 
     `commit` makes a folder permanent; `committed` is told of it, in the background too. The block
-    ends when nothing is under way any more.
+    ends when nothing is under way any more. Only an interrupt does not wait for that: `left` is
+    told where it leaves a commit under way.
     """
 
     commit: _Commit
     committed: Callable[[int, int, tuple[Record, ...]], None]
+    left: Callable[[], None]
     _under_way: "Future[None] | None" = None
 
     def save(
@@ -46,7 +50,7 @@ class Saving:
     ) -> None:
         """Write a state into a folder of its own now, and see to its commit later."""
         self.wait()
-        folder = TemporaryDirectory(prefix="ablation-")
+        folder = scratch_folder()
         try:
             write(Path(folder.name))
         except BaseException:
@@ -78,9 +82,20 @@ class Saving:
         trace: TracebackType | None,
     ) -> None:
         # What is under way is let finish, so that it is no other attempt's concern.
-        if error is None:
-            self.wait()
-        elif self._under_way is not None and (trouble := self._under_way.exception()) is not None:
+        try:
+            if error is None:
+                self.wait()
+            elif self._under_way is not None:
+                wait([self._under_way], None if isinstance(error, Exception) else BRIEF.seconds)
+        finally:
+            if self._under_way is not None:
+                self._part_with(self._under_way)
+
+    def _part_with(self, under_way: "Future[None]") -> None:
+        if not under_way.done():
+            _log.warning("The last checkpoint is still being written, and is not waited for.")
+            self.left()
+        elif (trouble := under_way.exception()) is not None:
             _log.warning("The last checkpoint was not saved: %s", trouble)
 
     def _finish(

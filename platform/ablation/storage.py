@@ -15,10 +15,10 @@ from typing import Any, BinaryIO, TypeVar
 
 from pyarrow import fs as arrow_fs
 
-from ablation.address import public, reach
+from ablation.address import masked, public, reach
 from ablation.patience import IMPATIENT, Patience
 
-__all__ = ["Storage", "StorageError", "Stored", "stored_of"]
+__all__ = ["LostStorageError", "Storage", "StorageError", "Stored", "stored_of"]
 
 _CHUNK = 4 * 2**20  # bytes
 _OTHER_BYTES = "it holds other bytes than were written"
@@ -28,6 +28,10 @@ _T = TypeVar("_T")
 
 class StorageError(Exception):
     """The storage does not do or does not hold what it must; the text is for people."""
+
+
+class LostStorageError(StorageError):
+    """The storage was there, and has refused for as long as it is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Storage:
     """The folder `root` of `files`; `local` is the same folder where it lies on this machine.
 
     Paths are relative, with forward slashes. Every method raises StorageError where the storage
-    refuses.
+    refuses, a patient one LostStorageError.
     """
 
     files: Any
@@ -66,7 +70,7 @@ class Storage:
         try:
             files, root = reach(uri)
         except (OSError, ValueError) as error:
-            reason = _line(error).replace(uri, public(uri))
+            reason = masked(_line(error), uri)
             raise StorageError(
                 f"The storage must be a local folder or a URI that pyarrow can open, such as "
                 f"s3://bucket/folder, got {public(uri)} ({reason}). Check the address, the "
@@ -91,7 +95,7 @@ class Storage:
             self.write(probe, probe.encode())
             self.remove(probe)
         except StorageError as error:
-            raise StorageError(
+            raise type(error)(
                 f"The storage must be a folder that can be written, got {self.uri}: {error} "
                 f"Choose another folder or bucket, or get permission to write to this one."
             ) from error
@@ -271,7 +275,8 @@ class Storage:
             except (OSError, UnicodeDecodeError) as error:  # the latter of a listing's names
                 refusal = f"Could not {verb} {self._name(path)}: {_line(error)}."
                 if not waits.wait(refusal):
-                    raise StorageError(refusal) from error
+                    lost = self.patience != IMPATIENT
+                    raise (LostStorageError if lost else StorageError)(refusal) from error
             else:
                 waits.over()
                 return done

@@ -1,5 +1,7 @@
 """A driver that is begun again where it is lost: killed, out of memory, cut from its cluster."""
 
+import os
+import secrets
 import signal
 import subprocess
 import threading
@@ -7,11 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-__all__ = ["FAILED", "supervise"]
+__all__ = ["FAILED", "RUN", "run_name", "supervise"]
 
 FAILED = 3
 """What a supervised driver ends with where a cell failed: with 1 end crashes too, Ray's among them
 where it has lost its head node."""
+
+RUN = "ABLATION_RUN"
+"""The variable that names one run to all drivers of a supervisor, so that losses of each count."""
 
 _WRONG_INPUT = 2
 """Where a driver was lost before, the input was right, and its cluster is not back yet."""
@@ -22,6 +27,15 @@ driver was lost."""
 
 _STEADY_S = 300.0
 """A driver that lived so long is begun again after the shortest pause."""
+
+
+def run_name(*, inline: bool) -> str:
+    """The supervisor's name for a run whose drivers do the work themselves, else a new one.
+
+    Elsewhere the death of a driver is no fault of a stage's.
+    """
+    given = os.environ.get(RUN, "") if inline else ""
+    return given or secrets.token_hex(4)
 
 
 def supervise(
@@ -37,6 +51,7 @@ def supervise(
     each is twice the one before.
     """
     first_s, longest_s = pauses_s
+    environment = {**os.environ, RUN: secrets.token_hex(4)}
     child: subprocess.Popen[bytes] | None = None
     stopped = threading.Event()
 
@@ -51,7 +66,7 @@ def supervise(
     try:
         while not stopped.is_set():
             began = clock()
-            child = subprocess.Popen(command)
+            child = subprocess.Popen(command, env=environment)
             if stopped.is_set():  # since it was asked, and before there was a child to be told
                 child.terminate()
             code = child.wait()

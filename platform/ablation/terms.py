@@ -12,12 +12,14 @@ __all__ = ["Terms"]
 class Terms:
     """None of it changes a result.
 
-    `run` names the run, which began at `queued_ms` (milliseconds since 1970, UTC). A stage is
-    tried again after `max_failures` exceptions; a storage that refuses is asked again for
-    `patience_s` seconds.
+    `run` names the run, which all drivers of a supervisor share; this one, `driver`, began at
+    `queued_ms` (milliseconds since 1970, UTC). Workers of a driver that was lost may still be at
+    work, so leases are told apart by driver. A stage is tried again after `max_failures`
+    exceptions; a storage that refuses is asked again for `patience_s` seconds.
     """
 
     run: str = field(default_factory=lambda: secrets.token_hex(4))
+    driver: str = field(default_factory=lambda: secrets.token_hex(4))
     queued_ms: int | None = None
     pace: Pace = field(default_factory=Pace)
     max_failures: int = 1

@@ -60,10 +60,10 @@ class Finding:
 class Verification:
     """A cell that is to be killed `kills` times, at steps that are drawn from `seed`.
 
-    With `steps`, only so many steps of its training are done, and nothing after it. Of the profile
-    count how many workers a cell has, and its patience.
+    With `steps`, only so many steps of its training are done, with no kill after the last of them,
+    and nothing after it. Of the profile count how many workers a cell has, and its patience.
 
-    Raises StudyError for less than one kill or step, and for more kills than steps.
+    Raises StudyError for less than one kill or two steps, and for more kills than there can be.
     """
 
     cell: Cell
@@ -75,20 +75,21 @@ class Verification:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for flag, value in (("--kills", self.kills), ("--steps", self.steps)):
-            if value is not None and value < 1:
-                raise StudyError([Problem(flag, 0, f"must be at least 1, got {value}.")])
+        for flag, value, least in (("--kills", self.kills, 1), ("--steps", self.steps, 2)):
+            if value is not None and value < least:
+                raise StudyError([Problem(flag, 0, f"must be at least {least}, got {value}.")])
         if self.steps is not None:
             self._check_kills(self.steps)
 
     def run(self, executor: AbstractContextManager[Execute]) -> Finding:
         """Do both runs and compare; a certificate is kept in the ledger, or removed from it.
 
-        Raises StudyError where the cell has fewer steps than kills.
+        Raises StudyError where the cell has too few steps for its kills.
         """
         cell = self.cell if self.steps is None else replace(self.cell, stages=self.cell.stages[:1])
         head = cell.stages[0].digest
         self.ledger.check_writable()
+        ledger = self.ledger.patient(self.profile.patience_s, _log.warning)
         # In this order, since what still runs would write again what is removed.
         with self._witnesses() as (watching, killing), executor as execute:
             try:
@@ -103,17 +104,18 @@ class Verification:
             else:
                 found = _difference(straight, killed)
             if found:
-                self.ledger.certify(head, None)
+                ledger.certify(head, None)
                 return Finding(text=f"{cell.title} does not resume to the same bits: {found}")
             certificate = self._certificate(killed, killing.killed())
-        at = self.ledger.certify(head, certificate)
+        at = ledger.certify(head, certificate)
         return Finding(
             text=f"{cell.title}: {certificate} Certificate: {at}", certificate=certificate
         )
 
     def _check_kills(self, steps: int) -> None:
-        if self.kills > steps:
-            sentence = f"must be at most the number of steps, {steps}, got {self.kills}."
+        most, bound = (steps, "at most") if self.steps is None else (steps - 1, "fewer than")
+        if self.kills > most:
+            sentence = f"must be {bound} the number of steps, {steps}, got {self.kills}."
             raise StudyError([Problem("--kills", 0, sentence)])
 
     @contextmanager
@@ -160,6 +162,8 @@ class Verification:
         """At which steps, of all that were done, who is killed and when."""
         places = [(name, step) for name, left in straight.items() for step in left.steps]
         self._check_kills(len(places))
+        if self.steps is not None:
+            places.pop()
         random = Random(self.seed)
         for at in sorted(random.sample(range(len(places)), self.kills)):
             stage, step = places[at]
@@ -208,7 +212,8 @@ def on_cluster(plan: Plan, profile: Profile, console: Console) -> Generator[Exec
 
     Raises PlaceError where it is not there or has no room.
     """
-    from ablation.executors.cluster import connected, run_cluster
+    from ablation.executors.cluster import run_cluster
+    from ablation.executors.connection import connected
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -58,8 +58,8 @@ class Trace:
 class Witness:
     """`trainer`, watched: traces and marks of kills go to `storage`.
 
-    A training ends after `steps` steps (None: all); it then has the metrics of the last of them
-    and exports nothing.
+    A training ends after `steps` steps (None: all); it then has the metrics of the last of them,
+    which is not handed on, and exports nothing.
     """
 
     trainer: Trainer
@@ -166,10 +166,10 @@ class _Watched:
                 _await(end)
                 self._write(progress, took_s, leg)
                 end = self._end_after(progress.step, took_s)
-                yield progress
-                if progress.step == last:
+                if progress.step == last:  # not handed on: who resumed after it would go past it
                     result = _Cut(dict(progress.metrics))
                     break
+                yield progress
                 began = time.monotonic()
             _await(end)
         return result

@@ -2,11 +2,10 @@
 
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 from ablation.attempts import Attempt, Ended
@@ -16,12 +15,15 @@ from ablation.events import Event, EventKind, Observe
 from ablation.journal import Record
 from ablation.lease import Lease
 from ablation.manifest import DamageError
+from ablation.patience import BRIEF
+from ablation.process import scratch_folder
 from ablation.protocol import Progress, Result
 from ablation.retries import cause_of, enough
 from ablation.saving import Saving
 from ablation.signals import Signals
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
+from ablation.storage import StorageError
 from ablation.terms import Terms
 
 __all__ = ["Lead", "Left", "Steps", "follow"]
@@ -119,7 +121,9 @@ class Lead:
             assert isinstance(cause, Exception)
             return self._fail(writer, attempt, self.blame(cause))
         except (KeyboardInterrupt, SystemExit):
-            self._close(attempt, "interrupted")
+            self.folder = replace(self.folder, storage=replace(self.folder.storage, patience=BRIEF))
+            with suppress(StorageError):  # it will be found to be lost
+                self._close(attempt, "interrupted")
             raise
         self._close(attempt, "interrupted" if outcome is None else "finished")
         return outcome or "stopped"
@@ -129,7 +133,8 @@ class Lead:
         due = self.clock() + self.terms.pace.interval_s(0.0)
         watched = _Watched(steps)
         commit = partial(writer.commit, guard=self.lease.check)
-        with Saving(commit=commit, committed=self._committed) as saving:
+        left = self.lease.let_expire
+        with Saving(commit=commit, committed=self._committed, left=left) as saving:
             for progress in _blamed(watched):
                 self._note(progress, known)
                 if self._look() or self._is_due(due, saving):
@@ -192,7 +197,7 @@ class Lead:
             self._tell("interrupted")
             return None
         metrics = {name: float(value) for name, value in result.metrics.items()}
-        with TemporaryDirectory(prefix="ablation-") as folder:
+        with scratch_folder() as folder:
             _call(result.export, Path(folder))
             finished = writer.finish(
                 metrics, export=Path(folder), records=self.pending, guard=self.lease.check

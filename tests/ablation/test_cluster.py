@@ -6,7 +6,8 @@ import ray
 
 from ablation.cells import Cell, Failed, Finished
 from ablation.events import Event, Observe
-from ablation.executors.cluster import connected, run_cluster
+from ablation.executors.cluster import run_cluster
+from ablation.executors.connection import connected
 from ablation.layout import Layout, PlaceError
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer

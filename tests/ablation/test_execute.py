@@ -1,17 +1,25 @@
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ablation.cells import Begun, Failed, Finished, Waiting
+from ablation.claims import names_at
 from ablation.execute import execute, never
+from ablation.interrupts import stoppable
 from ablation.ledger import Ledger
 from ablation.pace import Pace
+from ablation.patience import Patience
 from ablation.protocol import Place
 from ablation.storage import StorageError
 from ablation.terms import Terms
@@ -306,3 +314,120 @@ def test_execute__errors_of_observer_and_storage_pass(ledger, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="Could not read"):
         run(Ledger.open(tmp_path / "file"))
+
+
+class Switched:
+    """A file system that can be switched off."""
+
+    def __init__(self, files: Any) -> None:
+        self.files, self.down = files, False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.down:
+            raise OSError("no route to host")
+        return getattr(self.files, name)
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    for module in ("saving", "worker"):
+        monkeypatch.setattr(f"ablation.{module}.BRIEF", Patience(0.1, print))
+
+
+def switched(ledger: Ledger) -> tuple[Ledger, Switched]:
+    files = Switched(ledger.storage.files)
+    return Ledger(replace(ledger.storage, files=files)), files
+
+
+def run_until_interrupted(ledger: Ledger, files: Switched) -> None:
+    """The storage is away from step 4 on, for good; then the grace is over."""
+
+    def observe(event: Any) -> None:
+        if event.kind == "progress" and event.step == 4:
+            files.down = True
+        if event.kind == "paused" and "Waiting" in event.message:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    terms = replace(paced(0, run="first"), patience_s=120.0)
+    with pytest.raises(KeyboardInterrupt), stoppable(0.3, print) as stop_asked:
+        run(ledger, observe=observe, terms=terms, should_stop=stop_asked)
+
+
+def test_execute__an_interrupt_waits_for_no_storage(ledger, hasty, brief, caplog):
+    """It ends at once, and the stage stays claimed: its checkpoint is still being written."""
+    away, files = switched(ledger)
+    begun = time.monotonic()
+    run_until_interrupted(away, files)
+    assert time.monotonic() - begun < 60
+    assert ledger.standing(STAGE.digest) == Begun(3, 8)
+    assert claims(ledger)
+    assert "the lease on it will expire" in caplog.text
+    (attempt,) = ledger.stage(STAGE.digest).attempts()
+    assert attempt.ended is None
+    files.down = False
+    wait_for_the_end_of("saving")
+
+
+def test_execute__what_an_interrupt_leaves_commits_nothing_later(ledger, hasty, brief):
+    """The stage is another's by the time the storage answers."""
+    away, files = switched(ledger)
+    run_until_interrupted(away, files)
+    terms = paced(0, run="second")
+    assert run(ledger, terms=terms, should_stop=stop_after(3)) == "stopped"
+    stage = ledger.stage(STAGE.digest)
+    commits, journal = [*stage.commits()], ledger.journal(STAGE.digest)
+    assert commits[0].step == 6
+    files.down = False
+    wait_for_the_end_of("saving")
+    assert [*stage.commits()] == commits
+    assert ledger.journal(STAGE.digest) == journal
+    first, second = stage.attempts()
+    assert (first.ended, second.ended, second.from_step) == ("lost", "interrupted", 3)
+    assert isinstance(run(ledger, terms=terms), Finished)
+    assert [record.step for record in ledger.journal(STAGE.digest)] == [*range(1, 9)]
+
+
+def test_execute__an_interrupt_lets_a_sound_storage_finish(ledger):
+    """So that nobody has to wait for the lease to expire."""
+
+    def observe(event: Any) -> None:
+        if event.kind == "progress" and event.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(ledger, observe=observe)
+    assert not claims(ledger)
+    (attempt,) = ledger.stage(STAGE.digest).attempts()
+    assert attempt.ended == "interrupted"
+
+
+def claims(ledger: Ledger) -> list[str]:
+    stage = ledger.stage(STAGE.digest)
+    return names_at(stage.storage, stage.at("lease"))
+
+
+def wait_for_the_end_of(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from ablation.process import scratch_folder
+scratch = scratch_folder()
+folder = Path(scratch.name)
+(folder / "copied").mkdir()
+(folder / "copied" / "weights").write_bytes(bytes(1000))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_execute__removes_what_killed_workers_left(ledger, scratch, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    assert subprocess.run([sys.executable, "-c", KILLED], check=False).returncode == -9
+    assert [*scratch.glob("*/copied/weights")]
+    run(ledger)
+    assert [*scratch.iterdir()] == []

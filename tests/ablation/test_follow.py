@@ -104,6 +104,21 @@ def test_follower__trouble_is_told_once_and_so_is_its_end(table):
     assert len(said) == 2
 
 
+def test_follower__repeats_no_keys(table):
+    uri = "https://user:TOKEN@mlflow"
+
+    def refuse() -> None:
+        raise ConnectionError(f"API request to {uri}/api/2.0/x failed")
+
+    tracker, said = FakeTracker(uri, troubles={"open": [refuse, refuse]}), []
+    Follower(tracker, said.append, pauses_s=(0.001, 0.001))
+    _until(lambda: len(said) == 2)
+    assert "https://mlflow/api/2.0/x failed" in said[0]
+    tracker.always["open"] = refuse
+    assert "(ConnectionError: API request to https://mlflow" in repeat(tracker, DONE, table, TEXTS)
+    assert all("MLflow at https://mlflow " in text and "TOKEN" not in text for text in said)
+
+
 def test_follower__each_spell_of_trouble_is_told(table):
     tracker, said = FakeTracker(troubles={"log": [_refuse] * 2}), []
     follower = Follower(tracker, said.append, pauses_s=(0.001, 0.001))

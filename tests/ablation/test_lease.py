@@ -767,6 +767,27 @@ def test_lease__a_release_does_not_wait_for_ever(storage, caplog):
     assert names_at(storage, AT) == []
 
 
+def test_lease__that_is_let_expire_is_not_given_up(storage, caplog):
+    """Something may still be written: it is the holder's until another has waited long enough."""
+    held = hold(storage, beat_s=0.005)
+    held.let_expire()
+    wait_until(lambda: held._thread is not None and not held._thread.is_alive())
+    held.release()
+    assert "is still being written to" in caplog.text
+    (kept,) = claims_at(storage, AT).values()
+    assert not kept.over
+    held.check()
+    clock = Clock()
+    other = try_to_hold(storage, "other", clock)
+    assert isinstance(other, Lease)
+    assert clock.now >= EXPIRY_S
+    with pytest.raises(LostLeaseError):
+        held.check()
+    held.release()
+    other.check()
+    other.release()
+
+
 @pytest.mark.parametrize("verb", ["write", "list"])
 def test_acquire__leaves_no_claim_where_the_storage_refuses(storage, verb):
     calls: list[str] = []

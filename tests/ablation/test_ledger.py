@@ -1,6 +1,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from threading import Timer
 
@@ -287,3 +289,52 @@ def test_ledger__that_is_not_there_is_empty_or_not_mounted(tmp_path):
     mount.join()
     with pytest.raises(StorageError, match=r"mounted"):
         Ledger.open(tmp_path / "other").patient(0.3, said.append).check()
+
+
+INTERRUPTED = """
+import os, signal
+from ablation.ledger import Ledger
+from ablation.storage import Storage
+
+class Away:
+    asked = 0
+
+    def __getattr__(self, name):
+        Away.asked += 1
+        if Away.asked == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+        raise OSError("no route to host")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ledger = Ledger(Storage(files=Away(), root="/", uri="far://away").patient(3600, print))
+digests = [f"{number:08x}" for number in range(40)]
+try:
+    ledger.{asked}(digests)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("asked", ["standings", "tries", "certificates"])
+def test_ledger__an_interrupt_waits_for_no_storage(asked):
+    """Neither where it is asked of many stages, nor at the end of the process."""
+    program = INTERRUPTED.replace("{asked}", asked)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_ledger__asks_of_each_stage_once_and_in_order(undisturbed):
+    digests = [f"{number:08x}" for number in range(50, 0, -1)]
+    standings = undisturbed.standings([*digests, STAGE.digest, *digests])
+    assert [*standings] == [*digests, STAGE.digest]
+    assert {*map(standings.get, digests)} == {Waiting()}
+    assert isinstance(standings[STAGE.digest], Finished)
+    assert undisturbed.standings(()) == {}
+
+
+def test_ledger__a_stage_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "stages" / STAGE.digest / "outcome.json").mkdir(parents=True)
+    with pytest.raises(StorageError, match="Could not read"):
+        Ledger.open(tmp_path).standings(["ab" * 8, STAGE.digest, "cd" * 8])

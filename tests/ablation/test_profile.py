@@ -4,6 +4,7 @@ import pytest
 
 from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
+from ablation.supervise import RUN
 
 
 def _load(path: Path | None = None, environment=None, **flags) -> Profile:
@@ -103,6 +104,50 @@ def test_load_profile__address_of_nothing(address):
         f"the environment: address must be local, auto or HOST:PORT of a cluster's head, "
         f"got {address!r}."
     )
+
+
+@pytest.mark.parametrize(
+    ("tracking", "shown"),
+    [
+        ("http://u:secret@[a", "http://[a"),
+        ("https://u:secret@host:port", "https://host:port"),
+        ("https://u:se/cret@host", "https://host"),
+        ("http:///host", "http:///host"),
+        ("postgresql://u:secret@[a/db", "postgresql://[a/db"),
+    ],
+)
+def test_load_profile__tracking_that_is_no_address(tracking, shown):
+    (line,) = _refused(environment={"ABLATION_TRACKING": tracking})
+    assert line == (
+        f"the environment: tracking must be an MLflow URI such as http://HOST:PORT or "
+        f"postgresql://HOST/NAME, got {shown}. In a password, write / as %2F and [ as %5B."
+    )
+
+
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        "http://host:5000",
+        "https://u:t@host",
+        "postgresql://u:p/w@host/db",
+        "sqlite:///a.db",
+        "runs",
+    ],
+)
+def test_load_profile__tracking(tracking):
+    profile = _load(environment={"ABLATION_TRACKING": tracking})
+    assert profile.mlflow(Path("/lab")) == (tracking, None)
+
+
+def test_profile__embedded_mlflow_lies_beside_a_local_ledger(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Profile().mlflow(Path("/lab")) == ("sqlite:////lab/mlflow.db", Path("/lab/mlflow"))
+    here = tmp_path / "ablation-results"
+    assert Profile().mlflow(None) == (f"sqlite:///{here}/mlflow.db", here / "mlflow")
+
+
+def test_load_profile__is_none_of_its_fields_what_names_a_run():
+    assert _load(environment={RUN: "5"}) == Profile()
 
 
 def test_load_profile__wrong_flag():

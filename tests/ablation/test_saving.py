@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ablation.journal import Record
+from ablation.patience import Patience
 from ablation.saving import Saving
 
 RECORDS = (Record(1, 5, {"loss": 1.0}),)
@@ -24,6 +25,7 @@ class Store:
     committed: list[Any] = field(default_factory=list)
     told: list[Any] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
 
     def commit(self, step, total, /, *, folder, records) -> None:
         self.folders.append(folder)
@@ -39,7 +41,7 @@ class Store:
     def saving(self, *, opened: bool = True) -> Saving:
         if opened:
             self.gate.set()
-        return Saving(commit=self.commit, committed=self.tell)
+        return Saving(commit=self.commit, committed=self.tell, left=self.left.set)
 
 
 def state(text: str):
@@ -227,10 +229,80 @@ def test_saving__a_state_that_cannot_be_written_is_not_committed():
     assert not seen[0].exists()
 
 
+@pytest.fixture
+def hasty(monkeypatch) -> None:
+    monkeypatch.setattr("ablation.saving.BRIEF", Patience(0.05, print))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_saving__an_interrupt_waits_for_no_storage_and_says_what_it_leaves(hasty, error, caplog):
+    store = Store()
+
+    def work() -> None:
+        with store.saving(opened=False) as saving:
+            save(saving, 1)
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert store.left.is_set()
+    assert store.committed == []
+    assert "is still being written" in caplog.text
+    store.gate.set()
+
+
+def test_saving__an_error_waits_as_long_as_it_takes(hasty):
+    store = Store()
+
+    def work() -> None:
+        with store.saving(opened=False) as saving:
+            save(saving, 1)
+            threading.Timer(0.3, store.gate.set).start()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert [step for step, *_ in store.committed] == [1]
+    assert not store.left.is_set()
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+def test_saving__an_interrupt_while_the_block_ends_says_what_it_leaves(error, monkeypatch):
+    store = Store()
+    saving = store.saving(opened=False)
+    save(saving, 1)
+    under_way = saving._under_way
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ablation.saving.wait", interrupt)
+    monkeypatch.setattr(under_way, "exception", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        saving.__exit__(error and type(error), error, None)
+    assert store.left.is_set()
+    store.gate.set()
+
+
+@pytest.mark.parametrize("error", [None, OSError("full"), TimeoutError("slow")])
+def test_saving__an_interrupt_leaves_nothing_that_is_over(error, caplog):
+    store = Store(error=error)
+
+    def work() -> None:
+        with store.saving() as saving:
+            save(saving, 1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not store.left.is_set()
+    assert ("was not saved" in caplog.text) is (error is not None)
+
+
 STUCK = """
 import threading
 from ablation.saving import Saving
-saving = Saving(commit=lambda *_, **__: threading.Event().wait(600), committed=print)
+saving = Saving(commit=lambda *_, **__: threading.Event().wait(600), committed=print, left=print)
 saving.save(1, 1, write=lambda folder: None, records=())
 print("saving", flush=True)
 """

@@ -3,9 +3,10 @@ import os
 import pytest
 from pyarrow import fs
 
+from ablation.address import masked, public
 from ablation.ledger import Ledger
 from ablation.manifest import DamageError, fetch, manifest_from_json, seal, unseal, upload_folder
-from ablation.storage import Storage, StorageError, stored_of
+from ablation.storage import LostStorageError, Storage, StorageError, stored_of
 
 
 def elsewhere(folder) -> Storage:
@@ -121,12 +122,57 @@ def test_storage__asks_s3_for_single_puts():
 
 
 @pytest.mark.parametrize(
-    "uri", ["nowhere://key:secret@host/x?token=secret", "s3://k:secret@b/x?what=1"]
+    ("uri", "shown"),
+    [
+        ("s3://bucket/folder", "s3://bucket/folder"),
+        ("s3://key:secret@bucket/folder?region=x", "s3://bucket/folder"),
+        ("s3://key:abc/secret@bucket/folder", "s3://bucket/folder"),
+        ("s3://key:abc@secret@bucket/folder", "s3://bucket/folder"),
+        ("s3://bucket/folder?access=a@secret", "s3://bucket/folder"),
+        ("postgresql://user:p?secret@host/db", "postgresql://"),
+        ("mssql+pyodbc:///?odbc_connect=PWD=a@secret", "mssql+pyodbc:///"),
+        ("https://secret@host:5000", "https://host:5000"),
+        ("s3://[a/x", "s3://[a/x"),
+        ("sqlite:////home/me@lab/mlflow.db", "sqlite:////home/me@lab/mlflow.db"),
+        ("file:///home/me@lab", "file:///home/me@lab"),
+        ("../me@lab/results?", "../me@lab/results?"),
+        ("", ""),
+    ],
+)
+def test_public__holds_no_keys(uri, shown):
+    assert public(uri) == shown
+    assert masked(f"It is at {uri}/x.", uri) == f"It is at {shown}/x."
+
+
+def test_masked__hides_the_keys_in_what_is_made_of_the_uri():
+    uri = "https://user:secret@host?token=secret"
+    assert masked(f"{uri}/api, /?token=secret/api failed", uri) == "https://host/api, //api failed"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "nowhere://key:secret@host/x?token=secret",
+        "s3://k:secret@b/x?what=1",
+        "s3://AKIA:abc/secret@bucket/path",
+        "s3://AKIA:12/secret@bucket/path?region=us-east-1",
+        "s3://AKIA:a?secret@bucket/path",
+        "s3://[a/x",
+        "s3://key:secret@[a/x",
+    ],
 )
 def test_storage__refuses_addresses_without_telling_secrets(uri):
     with pytest.raises(StorageError, match="must be a local folder or a URI") as caught:
         Storage.open(uri)
     assert "secret" not in str(caught.value)
+
+
+def test_storage__that_was_waited_for_in_vain_is_lost(storage):
+    storage.write("a/b", b"1")
+    for asked, kind in ((storage, StorageError), (storage.patient(0, print), LostStorageError)):
+        with pytest.raises(StorageError, match="Could not read") as caught:
+            asked.read("a")
+        assert caught.type is kind
 
 
 def test_storage__opens_what_arrow_knows():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.supervise import FAILED, supervise
+from ablation.supervise import FAILED, RUN, supervise
 
 SOON = 20.0
 PYTHON = (sys.executable, "-S", "-E", "-c")
@@ -74,6 +74,17 @@ def test_supervise__a_long_life_makes_the_pause_short_again():
     assert supervise(command, said.append, pauses_s=(0.6, 60), clock=lambda: next(times)) == 0
     assert [text.partition(" in ")[2] for text in said] == ["1 s.", "1 s.", "1 s.", "1 s."]
     assert next(times, None) is None
+
+
+def test_supervise__names_one_run_to_all_its_drivers(lives, monkeypatch):
+    note = f"open('runs', 'a').write(os.environ['{RUN}'] + '\\n')"
+    for count in (1, 2):
+        lives_of_it = [f"{note}; os._exit(9)", f"{note}; sys.exit(0)"]
+        command = driver(*["pass"] * 2 * (count - 1), *lives_of_it)
+        assert supervise(command, lambda text: None, pauses_s=(0.01, 0.01)) == 0
+    first, again, other, after = Path("runs").read_text().split()
+    assert first == again != other == after
+    assert RUN not in os.environ
 
 
 def signalled(sent: signal.Signals, when: Path) -> None:

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,10 @@ def test_verification__of_a_sound_trainer(tmp_path, seed):
 
 
 def test_verification__of_a_few_steps(tmp_path):
-    finding = verify(tmp_path, steps=5, kills=5)
-    assert finding.certificate is not None
+    """Every step is killed but the last: there is no going on after that one."""
+    finding = verify(tmp_path, steps=5, kills=4)
+    assert finding.certificate is not None, finding.text
+    assert finding.certificate.kills == 4
     assert (finding.certificate.steps, finding.certificate.total) == (5, STEPS)
     assert "all 5 steps compared, of 12, are the same" in finding.text
 
@@ -211,8 +214,13 @@ def test_verification__leaves_nothing_behind_where_it_is_ended(tmp_path, error):
     ("asked", "words"),
     [
         ({"kills": 0}, "--kills: must be at least 1, got 0."),
-        ({"steps": 0}, "--steps: must be at least 1, got 0."),
-        ({"kills": 3, "steps": 2}, "--kills: must be at most the number of steps, 2, got 3."),
+        ({"steps": 1}, "--steps: must be at least 2, got 1."),
+        ({"kills": 3, "steps": 2}, "--kills: must be fewer than the number of steps, 2, got 3."),
+        ({"kills": 5, "steps": 5}, "--kills: must be fewer than the number of steps, 5, got 5."),
+        (
+            {"kills": 12, "steps": 99},
+            "--kills: must be fewer than the number of steps, 12, got 12.",
+        ),
         ({"kills": 15}, "--kills: must be at most the number of steps, 14, got 15."),
     ],
 )
@@ -293,11 +301,13 @@ def test_witness__a_stop_reaches_the_trainer(witness):
 
 
 def test_witness__cuts_the_training_alone(witness, tmp_path):
+    """The last step is written down and not handed on: no checkpoint lies behind it."""
+    *_, third = islice(run(witness), 3)
     steps = run(replace(witness, steps=3))
-    first, second, third = next(steps), next(steps), next(steps)
-    assert (first.step, second.step, third.step) == (1, 2, 3)
+    assert [next(steps).step, next(steps).step] == [1, 2]
     with pytest.raises(StopIteration) as end:
         next(steps)
+    assert {trace.step for trace in witness.traces("train")} == {1, 2, 3}
     assert end.value.value.metrics == third.metrics
     end.value.value.export(tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name != "traces"]

@@ -19,7 +19,10 @@ from chaos.nodes import Nodes
 from chaos.processes import parent
 from chaos.world import Scale, World
 
-pytestmark = pytest.mark.chaos
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it"),
+]
 
 _WITHIN_S = 400.0
 _FOR_EVER = Scale(steps=1_000_000, sleep_s=0.05, seeds=1)
@@ -60,7 +63,6 @@ def test_cell__shrinks_when_a_node_is_lost_and_grows_when_one_comes(tmp_path):
     assert journal == list(takewhile(lambda r: r[0] <= journal[-1][0], _undisturbed(stage)))
 
 
-@pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it")
 def test_cells__that_all_counted_the_same_room_end_on_half_of_it(tmp_path):
     """Two at once see two free nodes, of which one has room; then a node is lost for good."""
     with _world(tmp_path, _SHORT, 2) as world:

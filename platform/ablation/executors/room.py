@@ -14,7 +14,7 @@ from ablation.cells import Cell
 from ablation.layout import Layout
 from ablation.protocol import Trainer
 
-__all__ = ["Growth", "fitting", "free_workers", "reclaim", "workers_on"]
+__all__ = ["Growth", "fitting", "free_workers", "nodes", "reclaim", "slots", "workers_on"]
 
 _LOOK_EVERY_S = 30.0
 
@@ -36,6 +36,17 @@ def free_workers(layout: Layout) -> int:
     free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
     leaving = state.get_draining_nodes()
     return sum(workers_on(free[node], layout) for node in free if node not in leaving)
+
+
+def slots(layout: Layout) -> int:
+    """How many cells the cluster holds at a time, counted node by node."""
+    return sum(workers_on(node, layout) for node in nodes()) // layout.least
+
+
+def nodes() -> Sequence[Mapping[str, float]]:
+    """What each living node has that is not about to leave."""
+    known, leaving = ray.nodes(), state.get_draining_nodes()  # type: ignore[no-untyped-call]
+    return [n["Resources"] for n in known if n["Alive"] and n["NodeID"] not in leaving]
 
 
 def workers_on(resources: Mapping[str, float], layout: Layout) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -32,6 +31,7 @@ from ablation.group import ALONE, Group, GroupOverError
 from ablation.layout import Layout
 from ablation.ledger import Ledger
 from ablation.notice import SIGTERM, Watch, announced
+from ablation.process import scratch_folder
 from ablation.protocol import Place, Trainer
 from ablation.terms import Terms
 
@@ -84,7 +84,7 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
     while True:
         group = f"{first.digest}-{secrets.token_hex(4)}"
         try:
-            with TemporaryDirectory(prefix="ablation-train-") as scratch:
+            with scratch_folder() as scratch:
                 _trainer(cells, job, group, scratch).fit()
             return ""
         except (TrainingFailedError, RayError) as error:

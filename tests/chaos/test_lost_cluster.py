@@ -1,0 +1,40 @@
+"""A driver without a supervisor whose cluster is gone for good."""
+
+import os
+import time
+from pathlib import Path
+from secrets import token_hex
+
+import pytest
+
+from chaos.nodes import Nodes
+from chaos.world import Scale, World
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it"),
+]
+
+_WITHIN_S = 300.0
+
+
+def test_driver__says_that_its_cluster_is_lost_and_ends_with_75(tmp_path: Path) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
+    study = Scale(steps=1_000_000, sleep_s=0.1, seeds=1).write(tmp_path)
+    with Nodes(1, 2, environment, tmp_path / "nodes.txt") as nodes:
+        world = World(folder=tmp_path, study=study, nodes=nodes, environment=environment)
+        driver = world.launch("run")
+        try:
+            limit = time.monotonic() + _WITHIN_S
+            while not world.at_work():
+                assert driver.poll() is None, world.log.read_text()
+                assert time.monotonic() < limit, world.log.read_text()
+                time.sleep(0.2)
+            nodes.cut()
+            assert driver.wait(_WITHIN_S) == os.EX_TEMPFAIL, world.log.read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+    said = world.log.read_text()
+    assert f"The cluster at '{nodes.address}' was lost: " in said
+    assert "Traceback" not in said
