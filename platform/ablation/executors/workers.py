@@ -91,8 +91,9 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
             if _stopped(job):
                 return ""
             if _lacks_room(error):
+                found = "its workers found no room to begin in for a minute"
                 paused = partial(Event, digest=first.digest, name=first.name, kind="paused")
-                Sender(job.events)(paused(message="there is no room for its workers"))
+                Sender(job.events)(paused(message=found))
                 continue
             after = _evidence(cells, job.ledger)
             fruitless, before = (fruitless + 1 if after == before else 0), after
