@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Final, TypeAlias
 
+from chaos.nodes import Nodes
 from chaos.processes import alive, end, parent
 from chaos.proxy import Fault
 from chaos.work import Step
@@ -165,40 +166,36 @@ def _away(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     hidden.rename(ledger)
 
 
-def _raylet(world: World, lead: Step) -> int:
+def _node(world: World, at_work: Mapping[str, Step], random: Random) -> tuple[Nodes, int]:
+    """The nodes, and the raylet of one with a worker."""
+    _, lead = _lead(at_work, random)
     raylet = parent(lead.pid)
     if world.nodes is None or not raylet:
         raise NoVictimError
-    return raylet
+    return world.nodes, raylet
 
 
 def _kill_raylet(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     """The raylet of a worker's node is killed; another node comes."""
-    _, lead = _lead(at_work, random)
-    raylet = _raylet(world, lead)
-    assert world.nodes is not None
-    world.nodes.kill_raylet(raylet)
-    world.nodes.add()
+    nodes, raylet = _node(world, at_work, random)
+    nodes.kill_raylet(raylet)
+    nodes.add()
 
 
 def _lose_node(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     """A worker's node loses its power; another one comes."""
-    _, lead = _lead(at_work, random)
-    raylet = _raylet(world, lead)
-    assert world.nodes is not None
-    world.nodes.lose(raylet)
-    world.nodes.add()
+    nodes, raylet = _node(world, at_work, random)
+    nodes.lose(raylet)
+    nodes.add()
 
 
 def _drain(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     """Ray drains a worker's node, which loses its power some seconds later; another one comes."""
-    _, lead = _lead(at_work, random)
-    raylet = _raylet(world, lead)
-    assert world.nodes is not None
-    world.nodes.drain(raylet, seconds=10)
+    nodes, raylet = _node(world, at_work, random)
+    nodes.drain(raylet, seconds=10)
     time.sleep(_NOTICED_S)
-    world.nodes.lose(raylet)
-    world.nodes.add()
+    nodes.lose(raylet)
+    nodes.add()
 
 
 def _kill_head(world: World, at_work: Mapping[str, Step], random: Random) -> None:

@@ -10,19 +10,15 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from secrets import token_hex
 
-import pytest
-
 from ablation.plan import PlannedStage
 from ablation.protocol import Place
 from ablation.toy import TRAINER
+from chaos.marks import LONG_FORM
 from chaos.nodes import Nodes
 from chaos.processes import parent
 from chaos.world import Scale, World
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it"),
-]
+pytestmark = LONG_FORM
 
 _WITHIN_S = 400.0
 _FOR_EVER = Scale(steps=1_000_000, sleep_s=0.05, seeds=1)

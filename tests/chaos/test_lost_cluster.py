@@ -5,15 +5,11 @@ import time
 from pathlib import Path
 from secrets import token_hex
 
-import pytest
-
+from chaos.marks import LONG_FORM
 from chaos.nodes import Nodes
 from chaos.world import Scale, World
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it"),
-]
+pytestmark = LONG_FORM
 
 _WITHIN_S = 300.0
 

@@ -40,6 +40,11 @@ __all__ = ["Job", "trial", "trial_resources"]
 _BLAME_WITHIN_S = 10.0
 """In this time Train ends a group that lost a worker; it looks at its workers every 2 s."""
 
+_TURN_S = 1800
+"""A worker may be so late beside what the lead waits for a storage (torch's own default)."""
+
+_WEEK_S = 7 * 24 * 3600
+
 _FRUITLESS = 3
 """So many groups in a row that did not even begin an attempt are a fault of the place."""
 
@@ -130,7 +135,10 @@ def _trainer(cells: Sequence[Cell], job: Job, group: str, scratch: str) -> Torch
     return TorchTrainer(
         _work,
         train_loop_config={"cells": cells, "job": job, "group": group, "workers": workers},
-        torch_config=TorchConfig(backend=None if layout.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend=None if layout.gpus_per_worker else "gloo",
+            timeout_s=int(min(job.terms.patience_s, _WEEK_S)) + _TURN_S,
+        ),
         scaling_config=train.ScalingConfig(
             num_workers=workers,
             use_gpu=bool(layout.gpus_per_worker),
