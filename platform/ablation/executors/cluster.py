@@ -1,7 +1,7 @@
 """Cells on a Ray cluster: Tune is the queue of cells, Train runs a cell's workers.
 
-The driver's side: connect, count what fits, queue. Neither Tune nor Train is asked to remember
-anything: the ledger is the truth, and the next driver makes its list from there.
+The driver's side: queue what is left, round after round. Neither Tune nor Train is asked to
+remember anything: the ledger is the truth, and the next driver makes its list from there.
 """
 
 import logging
