@@ -12,11 +12,15 @@ import pytest
 
 from ablation.claims import Claim
 from ablation.cli import main
+from ablation.execute import execute
+from ablation.group import Group, GroupOverError
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
 from ablation.process import Process
+from ablation.protocol import Place
 from ablation.study import load_study
 from ablation.supervise import RUN
+from ablation.testing import ignore, new_ledger, stop_after
 from ablation.toy import TRAINER
 from leaks import MLFLOW_LEAKS
 
@@ -146,8 +150,8 @@ def test_reading__works_where_nothing_is(command, lab, capsys):
 def test_sync__of_a_ledger_that_is_not_there(lab, refuse):
     line = refuse("sync", "toys.yaml")
     assert line == (
-        f"Could not read {lab}/results/ledger.json: it must be there, and is not (is its disk "
-        f"mounted?)."
+        f"Could not read {lab}/results/ledger.json: ledger.json must be there, and is not (is its "
+        f"disk mounted?)."
     )
 
 
@@ -261,6 +265,26 @@ def test_status_and_run__say_what_interruptions_cost(lab, capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines().count(line) == 1
     assert main(["status", "toys.yaml"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_run__says_that_a_cell_goes_on_with_another_number_of_workers(lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    with pytest.raises(GroupOverError):
+        execute(
+            planned().cells[0].stages[0],
+            trainer=TRAINER,
+            ledger=new_ledger(lab / "results"),
+            place=Place(),
+            observe=ignore,
+            should_stop=stop_after(1),
+            group=Group(workers=2),
+        )
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "last bits" in line]
+    assert said == [
+        "Cells go on that had 2 workers: samples and masks stay the same, but sums will differ in "
+        "their last bits. --workers 2 keeps them."
+    ]
 
 
 def test_status__says_nothing_where_nothing_was_lost(results, capsys):

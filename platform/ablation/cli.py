@@ -22,7 +22,6 @@ from rich.console import Console, RenderableType
 from ablation.address import public
 from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
-from ablation.identity import NAME
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
@@ -31,6 +30,7 @@ from ablation.profile import Profile, load_profile, parse_data
 from ablation.protocol import Trainer
 from ablation.storage import LostStorageError, StorageError
 from ablation.study import Study, load_study
+from ablation.submitted import data_of, text_of
 from ablation.supervise import run_name, supervise
 from ablation.trainers import TrainerError, find_trainers, load_trainer
 
@@ -115,11 +115,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from ablation.running import data_of
-
     profile = _profile(options)
     ledger = _ledger(profile)
-    text = ledger.read_study(options.name, "study.yaml") if NAME.fullmatch(options.name) else None
+    text = text_of(ledger, options.name)
     if text is None:
         known = nearest(options.name, ledger.studies())
         raise _InputError(f"{public(profile.storage)} holds no study {options.name!r}.{known}")

@@ -176,8 +176,8 @@ class _Work:
         reason = enough(attempts, max_failures=self.terms.max_failures)
         if reason is None:
             return None
-        lease.check()
-        failed = self.ledger.writer(self.stage.digest).fail(f"Lost: {reason}.")
+        writer = self.ledger.writer(self.stage.digest)
+        failed = writer.fail(f"Lost: {reason}.", guard=lease.check)
         self.tell("failed", failed.error)
         return failed
 

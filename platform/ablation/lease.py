@@ -75,13 +75,16 @@ class Lease:
         self._thread.start()
         return self
 
-    def say(self, *, attempt: int | None = None, step: int | None = None) -> None:
+    def say(
+        self, *, attempt: int | None = None, step: int | None = None, notice: str | None = None
+    ) -> None:
         """What the next beat tells; returns at once."""
         with self._changed:
             self.claim = replace(
                 self.claim,
                 attempt=self.claim.attempt if attempt is None else attempt,
                 step=self.claim.step if step is None else step,
+                notice=self.claim.notice if notice is None else notice,
             )
 
     def warn(self, notice: str) -> None:

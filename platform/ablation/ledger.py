@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,8 +51,12 @@ class Ledger:
         return cls(Storage.open(uri))
 
     def patient(self, patience_s: float, say: Callable[[str], None]) -> "Ledger":
-        """The same ledger, which asks a storage that refuses again: see `Storage.patient`."""
-        return Ledger(self.storage.patient(patience_s, say))
+        """The same ledger, once begun: it asks a storage that refuses again (`Storage.patient`).
+
+        In place of a local disk that is away it does not see, or make, an empty folder.
+        """
+        storage = self.storage.patient(patience_s, say)
+        return Ledger(replace(storage, anchor=_LAYOUT_FILE))
 
     def check(self, *, empty: bool = False) -> None:
         """See that a ledger lies here whose layout is known; or nothing, where it may be `empty`.
@@ -61,10 +65,9 @@ class Ledger:
         that is not mounted, work would begin anew.
         Raises StorageError where that does not hold.
         """
-        if not empty:
-            self.storage.demand(_LAYOUT_FILE)
+        storage = self.storage if empty else replace(self.storage, anchor=_LAYOUT_FILE)
         try:
-            read_sound(self.storage, _LAYOUT_FILE, _check_layout)
+            read_sound(storage, _LAYOUT_FILE, _check_layout)
         except ValueError as error:
             at = f"{self.storage.uri.rstrip('/')}/{_LAYOUT_FILE}"
             raise StorageError(f"{at} {error} or choose another storage.") from None

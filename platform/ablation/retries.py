@@ -22,17 +22,18 @@ MAX_LOSSES_IN_PLACE = 5
 """So many losses in a row without a step of progress are the stage's own doing: it crashes."""
 
 _LONGEST_PAUSE_S = 60.0
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 def cause_of(error: BaseException) -> Cause:
     """Why a trainer's exception ended its attempt.
 
     An exception is final where its class says `retry = False`, and of something that may come back
-    where it says `away = True`; too little memory is known by the names that Python, torch and Ray
-    give it.
+    where it says `away = True`; too little memory is known by the names that Python and torch give
+    it, and by what torch says of it on a CPU, where it has no name.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
+    if names & {"MemoryError", "OutOfMemoryError"} or _NO_MEMORY in str(error):
         return "memory"
     if getattr(error, "away", False):
         return "away"

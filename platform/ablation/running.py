@@ -4,7 +4,6 @@ Conducts only: the executors run stages, the ledger holds what came of it, the m
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from rich.console import Console
 
 from ablation.address import public
-from ablation.cells import Cell, Failed, Standing
+from ablation.cells import Begun, Cell, Failed, Standing
 from ablation.display import displaying
 from ablation.events import Event, Observe
 from ablation.interrupts import stoppable
@@ -23,24 +22,24 @@ from ablation.ledger import Ledger
 from ablation.notice import Watch, announced
 from ablation.pace import Pace, time_between_interruptions
 from ablation.plan import Plan
-from ablation.problems import Problem, StudyError
+from ablation.problems import StudyError
 from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.provenance import now_ms
 from ablation.render import to_csv, to_markdown
 from ablation.storage import StorageError
+from ablation.submitted import keep, trainer_of
 from ablation.table import Table, tabulate
 from ablation.terms import Terms
 from ablation.why import work_lost
-from ablation.yamlfile import parse
 
 if TYPE_CHECKING:
     from ablation.follow import Follower
     from ablation.tracking import Mirror
 
-__all__ = ["Run", "data_of"]
+__all__ = ["Run"]
 
-_PLACE, _MIRRORED = "place.json", "mirrored.txt"
+_MIRRORED = "mirrored.txt"
 
 Execute: TypeAlias = Callable[[Sequence[Cell], Observe, Callable[[], bool]], dict[str, str]]
 """Brings cells to their ends, or as far as they come before a stop; says why some were lost, by
@@ -115,8 +114,7 @@ class Run:
         Raises StudyError where one has.
         """
         study = self.plan.study
-        text = self.ledger.read_study(study.name, "study.yaml")
-        theirs = None if text is None else _trainer_of(text)
+        theirs = trainer_of(self.ledger, study.name)
         if theirs not in (None, study.trainer):
             sentence = (
                 f"name must not be that of another trainer's study in {self.ledger.storage.uri}, "
@@ -142,8 +140,9 @@ class Run:
         for digest, tries in ledger.tries(failed).items():
             if not tries or tries[-1].run != self.run:
                 ledger.clear_failure(digest)
-        place = json.dumps({name: str(at) for name, at in self.profile.place.data.items()})
-        ledger.write_study(plan.study.name, {"study.yaml": plan.study.document.text, _PLACE: place})
+        self._say_workers(before)
+        data = {name: str(at) for name, at in self.profile.place.data.items()}
+        keep(ledger, plan.study.name, text=plan.study.document.text, data=data)
         done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
         follower = self._follower()
         with displaying(plan, done, self.console) as display:
@@ -158,6 +157,19 @@ class Run:
                     raise KeyboardInterrupt
         self._conclude(follower, ledger.standings(plan.stages))
         return lost
+
+    def _say_workers(self, before: Mapping[str, Standing]) -> None:
+        """Say where cells go on with another number of workers than they have had."""
+        layout = self.profile.layout
+        now = range(1, 2) if self.inline else range(layout.least, layout.most + 1)
+        begun = (digest for digest, standing in before.items() if isinstance(standing, Begun))
+        tries = self._patient.tries(begun).values()
+        if other := sorted({each[-1].workers for each in tries if each} - {*now}):
+            had = " and ".join(map(str, other))
+            self._say(
+                f"Cells go on that had {had} workers: samples and masks stay the same, but sums "
+                f"will differ in their last bits. --workers {other[0]} keeps them."
+            )
 
     @contextmanager
     def _executor(self) -> Generator[Execute]:
@@ -271,27 +283,3 @@ class Run:
             self._say(f"{lost}.")
         self._say(f"Ledger: {self.ledger.storage.uri}")
         self._say(f"MLflow: {public(self._mlflow[0])}")
-
-
-def data_of(ledger: Ledger, name: str) -> dict[str, str]:
-    """Where the data sets of a study of the ledger lay when it was last run, by their names.
-
-    Raises StudyError where that was damaged.
-    """
-    try:
-        data = json.loads(ledger.read_study(name, _PLACE) or "{}")
-    except ValueError:
-        data = None
-    if isinstance(data, dict) and all(isinstance(at, str) for at in data.values()):
-        return data
-    sentence = "must be folders by name, as JSON. Run the study's file with --data, or mend it."
-    raise StudyError([Problem(f"{ledger.storage.uri}/studies/{name}/{_PLACE}", 0, sentence)])
-
-
-def _trainer_of(text: str) -> str | None:
-    """The trainer that a study's text names; None where it cannot be read any more."""
-    try:
-        content = parse(text, "study.yaml").content
-    except StudyError:
-        return None
-    return str(content["trainer"]) if isinstance(content, dict) and "trainer" in content else None

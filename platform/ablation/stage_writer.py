@@ -99,10 +99,13 @@ class StageWriter:
         self.tidy()
         return finished
 
-    def fail(self, error: str, detail: str = "") -> Failed:
-        """End the stage badly; its checkpoints stay for a retry."""
+    def fail(
+        self, error: str, detail: str = "", *, guard: Callable[[], None] = _unguarded
+    ) -> Failed:
+        """End the stage badly; its checkpoints stay for a retry. `guard` is as in `finish`."""
         self._refuse_if_finished()
         failed = Failed(error, detail)
+        guard()
         self._storage.write(self._at("outcome.json"), Ending(outcome=failed).to_bytes())
         return failed
 

@@ -60,6 +60,8 @@ class Storage:
     uri: str
     """How people call it; holds no password."""
     local: Path | None = None
+    anchor: str = ""
+    """A file that must be there: in place of a disk that is not mounted lies an empty folder."""
     patience: Patience = field(default=IMPATIENT, repr=False, compare=False)
 
     @classmethod
@@ -119,18 +121,8 @@ class Storage:
             try:
                 return self._content(path)
             except (FileNotFoundError, NotADirectoryError):
+                self._require_anchor()
                 return None
-
-        return self._ask("read", path, act)
-
-    def demand(self, path: str) -> bytes:
-        """The content of a small file that must be there: its absence is a refusal too."""
-
-        def act() -> bytes:
-            try:
-                return self._content(path)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise OSError("it must be there, and is not (is its disk mounted?)") from error
 
         return self._ask("read", path, act)
 
@@ -188,11 +180,14 @@ class Storage:
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; none where there is no such folder."""
         selector = arrow_fs.FileSelector(self._full(path), allow_not_found=True)
-        return self._ask(
-            "list",
-            path,
-            lambda: sorted(info.base_name for info in self.files.get_file_info(selector)),
-        )
+
+        def act() -> list[str]:
+            found = sorted(info.base_name for info in self.files.get_file_info(selector))
+            if not found:
+                self._require_anchor()
+            return found
+
+        return self._ask("list", path, act)
 
     def remove(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing to delete is no error."""
@@ -209,8 +204,15 @@ class Storage:
                 # server takes that: what counts is that the path is gone.
                 if self.files.get_file_info(full).type != arrow_fs.FileType.NotFound:
                     raise
+                self._require_anchor()
 
         self._ask("delete", path, act)
+
+    def _require_anchor(self) -> None:
+        """See that nothing is found, or a folder is to be made, not just because all is away."""
+        full = self._full(self.anchor)
+        if self.anchor and self.files.get_file_info(full).type == arrow_fs.FileType.NotFound:
+            raise OSError(f"{self.anchor} must be there, and is not (is its disk mounted?)")
 
     def _content(self, path: str) -> bytes:
         with self._stream(path) as stream:
@@ -234,6 +236,7 @@ class Storage:
             with self._stream(path) as stream:
                 return _copy(stream, sink)
         except FileNotFoundError:
+            self._require_anchor()
             return None
 
     def _sink(self, path: str) -> Any:
@@ -241,6 +244,7 @@ class Storage:
         try:
             return self.files.open_output_stream(full)
         except FileNotFoundError:  # never on an object store, which has no folders to make
+            self._require_anchor()
             self.files.create_dir(str(PurePosixPath(full).parent), recursive=True)
             return self.files.open_output_stream(full)
 

@@ -73,7 +73,8 @@ class Mirror:
 
     def open(self) -> None:
         """Find or make the experiment, the parent run, and a run for every cell."""
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # What goes wrong is raised; beside that, a store of its own logs a traceback each time.
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         self._client = MlflowClient(self.uri)

@@ -180,7 +180,10 @@ class Lead:
         write, records = partial(_call, progress.save), self._taken()
         saving.save(self.step, self.total, write=write, records=records)
         ended = self.clock()
-        interval = 0.0 if ended < self.near_until else self.terms.pace.interval_s(ended - began)
+        interval = 0.0
+        if ended >= self.near_until:
+            self.lease.say(notice="")  # what may have been announced has not come
+            interval = self.terms.pace.interval_s(ended - began)
         if not interval:
             saving.wait()
         return ended + interval
@@ -221,7 +224,8 @@ class Lead:
             self._tell("retried", message=error)
             return "failed"
         detail = "".join(traceback.format_exception(cause))
-        failed = writer.fail(f"{error} (not tried again: {reason})", detail)
+        error = f"{error} (not tried again: {reason})"
+        failed = writer.fail(error, detail, guard=self.lease.check)
         self._tell("failed", message=failed.error)
         return failed
 

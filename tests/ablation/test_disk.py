@@ -170,6 +170,26 @@ def test_disk__that_turns_read_only_is_waited_for(disk, tmp_path, undisturbed):
     assert found(ledger, tmp_path) == undisturbed
 
 
+def test_disk__that_is_away_for_a_while_costs_no_step(tmp_path, undisturbed):
+    """Its mount point is an empty folder: that nobody's claim is there is no takeover."""
+    mount, hidden, said = tmp_path / "ledger", tmp_path / "hidden", list[str]()
+    ledger = new_ledger(mount)
+
+    def observe(event: Event) -> None:
+        if event.kind == "committed" and event.step == 3:
+            mount.rename(hidden)
+            mount.mkdir()
+        if event.kind == "paused" and "Waiting" in event.message:
+            said.append(event.message)
+            mount.rmdir()  # nothing was begun in it
+            hidden.rename(mount)
+
+    assert isinstance(run(ledger, patience_s=60.0, observe=observe), Finished)
+    assert "is its disk mounted?" in said[0]
+    assert len(ledger.stage(STAGE.digest).attempts()) == 1
+    assert found(ledger, tmp_path / "into") == undisturbed
+
+
 def test_disk__that_is_read_only_can_be_read(disk, tmp_path, undisturbed):
     ledger = new_ledger(disk.folder / "ledger")
     run(ledger, should_stop=stop_after(3))

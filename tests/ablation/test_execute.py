@@ -17,6 +17,7 @@ from ablation.cells import Begun, Failed, Finished, Waiting
 from ablation.claims import names_at
 from ablation.execute import execute, never
 from ablation.interrupts import stoppable
+from ablation.lease import Lease
 from ablation.ledger import Ledger
 from ablation.pace import Pace
 from ablation.patience import Patience
@@ -226,6 +227,18 @@ def test_execute__a_notice_that_nothing_follows_wears_off(ledger):
     )
     # Each look at the clock takes 100 s: one at the notice, two for a commit, one at a step.
     assert [event.step for event in events if event.kind == "committed"] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("step_s", "claimed"), [(1, "spot"), (100, "")])
+def test_execute__a_notice_that_wore_off_excuses_no_later_death(
+    ledger, monkeypatch, step_s, claimed
+):
+    """What ends a process long after it was told of an end is not that end."""
+    now, held = iter(range(0, 10**6, step_s)), []
+    monkeypatch.setattr(Lease, "release", lambda lease: held.append(lease.claim.notice))
+    told = iter(["", *["spot"] * 9])
+    run(ledger, notice=lambda: next(told), terms=paced(1e9), clock=lambda: next(now))
+    assert held == [claimed]
 
 
 def test_execute__trainer_error_is_a_failed_outcome(ledger, scratch):

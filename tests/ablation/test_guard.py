@@ -137,6 +137,9 @@ def test_guard__a_holder_that_was_taken_over_commits_nothing(ledger, tmp_path):
         writer.commit(step, 3, folder=folder, records=[Record(step, 7, {})], guard=second.check)
     with pytest.raises(LostLeaseError):
         late.finish({"x": 2.0}, export=folder, records=(), guard=first.check)
+    with pytest.raises(LostLeaseError):
+        late.fail("too late", guard=first.check)
+    assert stage.outcome() is None
     first.release()
     second.release()
     assert [(record.step, record.time_ms) for record in ledger.journal(digest)] == [

@@ -291,6 +291,29 @@ def test_ledger__that_is_not_there_is_empty_or_not_mounted(tmp_path):
         Ledger.open(tmp_path / "other").patient(0.3, said.append).check()
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        lambda storage, _: storage.read("stages/a"),
+        lambda storage, _: storage.names("stages"),
+        lambda storage, _: storage.write("stages/a", b"a"),
+        lambda storage, file: storage.upload(file, "stages/a"),
+        lambda storage, file: storage.download("stages/a", file.with_name("copy")),
+        lambda storage, _: storage.measure("stages/a"),
+        lambda storage, _: storage.remove("stages/a"),
+    ],
+    ids=["read", "names", "write", "upload", "download", "measure", "remove"],
+)
+def test_ledger__whose_disk_is_away_is_neither_empty_nor_begun_anew(tmp_path, request_):
+    mount, said, file = tmp_path / "mount", list[str](), tmp_path / "file"
+    mount.mkdir()
+    file.write_text("a")
+    storage = Ledger.open(mount).patient(0.3, said.append).storage
+    with pytest.raises(StorageError, match=r"ledger\.json.* \(is its disk mounted\?\)\.$"):
+        request_(storage, file)
+    assert [*mount.iterdir()] == []
+
+
 INTERRUPTED = """
 import os, signal
 from ablation.ledger import Ledger

@@ -48,6 +48,7 @@ class CudaError(OutOfMemoryError): ...
         (OutOfMemoryError(), "memory"),
         (CudaError(), "memory"),
         (RuntimeError("out of memory"), "exception"),
+        (RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you"), "memory"),
     ],
 )
 def test_cause__is_known_by_the_class(error, cause):

@@ -217,6 +217,23 @@ def test_follower__broken_store_is_told_and_stops_nothing(
     assert len(warnings) == 1
 
 
+def test_mirror__store_that_is_taken_away_raises_and_prints_nothing(
+    toy_plan, ledger, toy_place, tmp_path, capfd
+):
+    """A store of MLflow's own logs a traceback beside each error of its database."""
+    file, plan = tmp_path / "mlflow.db", toy_plan()
+    mirror = Mirror(
+        plan=plan, ledger=ledger, uri=f"sqlite:///{file}", artifacts=tmp_path / "mlflow"
+    )
+    mirror.open()
+    _run(plan, ledger, toy_place, lambda event: None)
+    file.rename(tmp_path / "away.db")
+    capfd.readouterr()
+    with pytest.raises(TRACKING_ERRORS):
+        mirror.sync()
+    assert capfd.readouterr().err == ""
+
+
 def test_follower__dead_server_is_told_once_and_stops_nothing(
     toy_plan, ledger, toy_place, monkeypatch
 ):

@@ -1,7 +1,7 @@
 """Faults one after another on a study, and what each of them cost."""
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -39,11 +39,11 @@ class Cost:
 
 
 def afflict(
-    world: World, kinds: Sequence[str], count: int, random: Random
+    world: World, kinds: Sequence[str], count: int, random: Random, *, struck: Counter[str]
 ) -> Iterator[tuple[str, list[Cost]]]:
-    """Up to `count` faults on a world whose driver runs, with the costs of each.
+    """Up to `count` faults on a world whose driver runs, with the costs of each that is over.
 
-    It ends with the study.
+    `struck` counts them as they strike. It ends with the study.
     Raises TimeoutError where a training does not go on.
     """
     queue = deque(kinds)
@@ -51,18 +51,18 @@ def afflict(
         at_work = _next_at_work(world, random)
         if not at_work:
             return
-        struck = False
-        while not struck and at_work:
+        while at_work:
             kind = queue.popleft()
             queue.append(kind)
             try:
                 began = time.time()
                 FAULTS[kind].strike(world, at_work, random)
-                struck = True
             except NoVictimError:
                 at_work = _next_at_work(world, random)
-        if struck:
-            yield kind, list(_costs(world, kind, at_work, began))
+            else:
+                struck[kind] += 1
+                yield kind, list(_costs(world, kind, at_work, began))
+                break
 
 
 def _next_at_work(world: World, random: Random) -> Mapping[str, Step]:
@@ -115,20 +115,22 @@ def _tail(world: World) -> str:
     return "\n".join(["The log ends:", *lines])
 
 
-def report(costs: Iterable[Cost], faults: Mapping[str, int]) -> str:
+def report(costs: Iterable[Cost], struck: Counter[str], recovered: Counter[str]) -> str:
     """A line for each kind: how many, how many trainings they stopped, what that cost."""
     of: dict[str, list[Cost]] = defaultdict(list)
     for cost in costs:
         of[cost.kind].append(cost)
-    head = ("kind of fault", "count", "trainings", "hit", "steps again", "most", "seconds", "most")
+    head = ("kind of fault", "count", "recovered", "trainings", "hit")
+    head += ("steps again", "most", "seconds", "most")
     lines = [head]
-    for kind, count in faults.items():
+    for kind, count in struck.items():
         hit = [cost for cost in of[kind] if cost.hit]
         steps = [cost.repeated for cost in hit or of[kind]] or [0]
         seconds = [cost.seconds for cost in hit or of[kind]] or [0.0]
-        numbers = (count, len(of[kind]), len(hit), f"{median(steps):g}", max(steps))
+        numbers = (count, recovered[kind], len(of[kind]), len(hit))
+        numbers += (f"{median(steps):g}", max(steps))
         lines.append((kind, *map(str, numbers), f"{median(seconds):.1f}", f"{max(seconds):.1f}"))
-    lines.append(("all", str(sum(faults.values())), *[""] * 6))
+    lines.append(("all", str(struck.total()), str(recovered.total()), *[""] * 6))
     return "\n".join(
         f"{line[0]:34}" + "".join(f"{cell:>13}" for cell in line[1:]) for line in lines
     )

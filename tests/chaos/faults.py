@@ -162,8 +162,9 @@ def _away(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     hidden = ledger.rename(world.folder / "hidden")
     ledger.mkdir()
     time.sleep(random.uniform(1, 6))
-    ledger.rename(world.folder / f"mount-{time.time_ns()}")
+    mount = ledger.rename(world.folder / f"mount-{time.time_ns()}")
     hidden.rename(ledger)
+    assert not (mount / "stages").exists(), "work was begun anew"
 
 
 def _node(world: World, at_work: Mapping[str, Step], random: Random) -> tuple[Nodes, int]:
@@ -226,7 +227,7 @@ FAULTS: Final[Mapping[str, Kind]] = {
     "notice, then SIGKILL": Kind(strike=_notice, intervals=0),
     "checkpoint damaged, then SIGKILL": Kind(strike=_damage, intervals=2),
     "a second driver": Kind(strike=_second_driver, intervals=0),
-    "disk away": Kind(strike=_away, intervals=2),
+    "disk away": Kind(strike=_away, intervals=0),
     "SIGKILL of a raylet": Kind(strike=_kill_raylet),
     "node lost": Kind(strike=_lose_node),
     "drain with notice": Kind(strike=_drain, intervals=0),

@@ -8,5 +8,6 @@ __all__ = ["LONG_FORM"]
 
 LONG_FORM = [
     pytest.mark.chaos,
+    pytest.mark.cluster,
     pytest.mark.skipif("CHAOS_FAULTS" not in os.environ, reason="make chaos runs it"),
 ]

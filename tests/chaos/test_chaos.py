@@ -24,11 +24,12 @@ from chaos.faults import FAULTS
 from chaos.nodes import Nodes
 from chaos.proxy import Proxy
 from chaos.servers import S3_KEYS, mlflow_server, s3_server, s3_uri
-from chaos.verdict import faults_of
+from chaos.verdict import doubled, faults_of
 from chaos.world import Scale, World
 
 pytestmark = [
     pytest.mark.chaos,
+    pytest.mark.cluster,
     # MLflow's own, of what it calls.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -115,7 +116,8 @@ LONG = [
 @dataclass(slots=True)
 class Tally:
     costs: list[Cost] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    struck: Counter[str] = field(default_factory=Counter)
+    recovered: Counter[str] = field(default_factory=Counter)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     tally = Tally()
     yield tally
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    terminal.write_line("\n" + report(tally.costs, tally.counts))
+    terminal.write_line("\n" + report(tally.costs, tally.struck, tally.recovered))
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +171,9 @@ def test_chaos__ends_as_if_nothing_had_happened(setting, undisturbed, tally, tmp
         with _world(setting, folder) as world:
             world.start()
             struck = 0
-            for kind, costs in afflict(world, kinds, left, random):
+            for kind, costs in afflict(world, kinds, left, random, struck=tally.struck):
                 struck += 1
-                tally.counts[kind] += 1
+                tally.recovered[kind] += 1
                 tally.costs += costs
                 print(f"{setting.name}, {number}.{struck}: {kind}: {_words(costs)}", flush=True)
                 allowed = partial(
@@ -182,9 +184,9 @@ def test_chaos__ends_as_if_nothing_had_happened(setting, undisturbed, tally, tmp
             left -= struck
             kinds = [*kinds[struck % len(kinds) :], *kinds[: struck % len(kinds)]]
             assert world.finish(within_s=900) == 0, world.log.read_text()
+            assert list(doubled(world)) == [], world.log.read_text()
             subprocess.run(world.command("sync"), cwd=folder, env=world.environment, check=True)
-            direct = world.direct_tracking or f"sqlite:///{folder / 'ledger' / 'mlflow.db'}"
-            wrong = list(faults_of(world, undisturbed[setting.scale].ledger(), direct))
+            wrong = list(faults_of(world, undisturbed[setting.scale].ledger()))
             assert wrong == [], world.log.read_text()
 
 

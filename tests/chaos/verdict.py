@@ -1,19 +1,20 @@
 """Whether a study that was afflicted is, to the last bit, the study that nothing disturbed."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from ablation.cells import Finished
 from ablation.ledger import Ledger
-from ablation.plan import Plan
 from chaos.world import World
 
-__all__ = ["faults_of"]
+__all__ = ["doubled", "faults_of"]
 
 
-def faults_of(world: World, undisturbed: Ledger, tracking: str) -> Iterator[str]:
+def faults_of(world: World, undisturbed: Ledger) -> Iterator[str]:
     """What is wrong with a complete study, in words; nothing where all is well."""
     plan, ledger = world.plan, world.ledger
     for stage in plan.stages.values():
@@ -36,7 +37,7 @@ def faults_of(world: World, undisturbed: Ledger, tracking: str) -> Iterator[str]
             yield f"{stage.name} was trained twice, its attempts ended {ends}"
     if world.workers == 1:
         yield from _at_once(world)
-    yield from _mirrored(plan, ledger, tracking)
+    yield from _mirrored(world)
 
 
 def _at_once(world: World) -> Iterator[str]:
@@ -48,23 +49,52 @@ def _at_once(world: World) -> Iterator[str]:
             yield f"training {which}: two processes took turns: {turns}"
 
 
-def _mirrored(plan: Plan, ledger: Ledger, tracking: str) -> Iterator[str]:
+def doubled(world: World) -> Iterator[str]:
+    """Points that MLflow has twice; to be asked before `ablation sync`, which would mend it."""
+    for run in _runs(world):
+        for key, points in _histories(world, run).items():
+            steps = [step for step, _ in points]
+            if len(steps) != len({*steps}):
+                yield f"{run.info.run_name}: {key} has the steps {steps}"
+
+
+def _mirrored(world: World) -> Iterator[str]:
     """Where MLflow does not say what the ledger says, point for point."""
-    client = MlflowClient(tracking)
-    experiment = client.get_experiment_by_name(plan.study.name)
-    if experiment is None:
-        yield "MLflow has no experiment"
-        return
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    cells = [run for run in runs if "ablation.cell" in run.data.tags]
-    if len(cells) != len(plan.cells):
-        yield f"MLflow has {len(cells)} runs of {len(plan.cells)} cells"
+    plan, runs = world.plan, _runs(world)
+    if len(runs) != len(plan.cells):
+        yield f"MLflow has {len(runs)} runs of {len(plan.cells)} cells"
     names = {cell.title: cell for cell in plan.cells}
-    for run in cells:
-        for stage in names[run.info.run_name].stages:
-            records = ledger.journal(stage.digest)
-            for name in {name for record in records for name in record.metrics}:
-                points = client.get_metric_history(run.info.run_id, f"{stage.name}/{name}")
-                told = [(point.step, point.value) for point in points]
-                if told != [(r.step, r.metrics[name]) for r in records if name in r.metrics]:
-                    yield f"{run.info.run_name}: {stage.name}/{name} has {len(told)} other points"
+    for run in runs:
+        told = _histories(world, run)
+        held: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        for stage in names[run.info.run_name]:
+            for record in world.ledger.journal(stage.digest):
+                for name, value in record.metrics.items():
+                    held[f"{stage.name}/{name}"].append((record.step, value))
+            outcome = world.ledger.outcome(stage.digest)
+            final = outcome.metrics if isinstance(outcome, Finished) else {}
+            held |= {
+                key: [(0, value)]
+                for name, value in final.items()
+                if (key := f"{stage.name}/{name}") not in held
+            }
+        for key in held.keys() | told.keys():
+            if held.get(key) != told.get(key):
+                yield f"{run.info.run_name}: {key} has {told.get(key)}, not {held.get(key)}"
+
+
+def _runs(world: World) -> list[Run]:
+    client = MlflowClient(world.mlflow)
+    experiment = client.get_experiment_by_name(world.plan.study.name)
+    if experiment is None:
+        return []
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    return [run for run in runs if "ablation.cell" in run.data.tags]
+
+
+def _histories(world: World, run: Run) -> dict[str, list[tuple[int, float]]]:
+    client = MlflowClient(world.mlflow)
+    return {
+        key: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, key)]
+        for key in run.data.metrics
+    }

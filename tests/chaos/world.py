@@ -113,6 +113,11 @@ class World:
         return Ledger.open(self.direct or self.folder / "ledger")
 
     @property
+    def mlflow(self) -> str:
+        """The MLflow store, without a proxy before it."""
+        return self.direct_tracking or f"sqlite:///{self.folder / 'ledger' / 'mlflow.db'}"
+
+    @property
     def plan(self) -> Plan:
         if self._plan is None:
             self._plan = plan(load_study(self.study), TRAINER, {})

@@ -1,0 +1,47 @@
+"""A study as it was last run, kept in the ledger: its text, and where its data lay."""
+
+import json
+from collections.abc import Mapping
+
+from ablation.identity import NAME
+from ablation.ledger import Ledger
+from ablation.problems import Problem, StudyError
+from ablation.yamlfile import parse
+
+__all__ = ["data_of", "keep", "text_of", "trainer_of"]
+
+_TEXT, _PLACE = "study.yaml", "place.json"
+
+
+def keep(ledger: Ledger, name: str, *, text: str, data: Mapping[str, str]) -> None:
+    """Keep a study's text, and the folders of its data sets by their names."""
+    ledger.write_study(name, {_TEXT: text, _PLACE: json.dumps(dict(data))})
+
+
+def text_of(ledger: Ledger, name: str) -> str | None:
+    """The text of a study, None where the ledger holds none of that name."""
+    return ledger.read_study(name, _TEXT) if NAME.fullmatch(name) else None
+
+
+def trainer_of(ledger: Ledger, name: str) -> str | None:
+    """The trainer that a study names; None where there is none, or it cannot be read any more."""
+    try:
+        content = parse(text_of(ledger, name) or "", _TEXT).content
+    except StudyError:
+        return None
+    return str(content["trainer"]) if isinstance(content, dict) and "trainer" in content else None
+
+
+def data_of(ledger: Ledger, name: str) -> dict[str, str]:
+    """Where the data sets of a study lay, by their names.
+
+    Raises StudyError where that was damaged.
+    """
+    try:
+        data = json.loads(ledger.read_study(name, _PLACE) or "{}")
+    except ValueError:
+        data = None
+    if isinstance(data, dict) and all(isinstance(at, str) for at in data.values()):
+        return data
+    sentence = "must be folders by name, as JSON. Run the study's file with --data, or mend it."
+    raise StudyError([Problem(f"{ledger.storage.uri}/studies/{name}/{_PLACE}", 0, sentence)])
