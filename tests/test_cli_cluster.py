@@ -139,19 +139,16 @@ rows:
 """
 
 
-@pytest.fixture(params=["disk", "S3"])
-def storage(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[str]:
-    if request.param == "disk":
-        yield str(folder / "toys")
-        return
+@pytest.fixture
+def s3(folder: Path, monkeypatch) -> Iterator[str]:
     for name, value in S3_KEYS.items():
         monkeypatch.setenv(name, value)
     with s3_server(folder) as server:
         yield s3_uri(server, "toys")
 
 
-def test_verify_resume__kills_and_certifies(folder: Path, storage: str):
-    (folder / "toys.yaml").write_text(TOYS)
+def _verify(folder: Path, storage: str, study: str, cell: str, *flags: str) -> str:
+    """What is said of a cell that resumes to the same bits."""
 
     def ablation(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "ablation", *arguments, "--storage", storage]
@@ -159,17 +156,29 @@ def test_verify_resume__kills_and_certifies(folder: Path, storage: str):
             command, cwd=folder, capture_output=True, text=True, check=False, timeout=600
         )
 
-    done = ablation("verify-resume", "toys.yaml", "--cell", "fast", "--kills", "2")
+    done = ablation("verify-resume", study, "--cell", cell, "--kills", "2", *flags)
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("fast, seed 0: all 12 steps compared, of 12, are the same")
-    assert "(kills: 2, " in line
     assert "Traceback" not in done.stderr
-    assert "fast, seed 0: train goes on after step" in done.stderr
+    assert f"{cell}, seed 0: " in done.stderr
+    assert "goes on after step" in done.stderr
     held = Ledger.open(storage).storage
     infos = held.files.get_file_info(FileSelector(held.root, recursive=True))
     names = [info.base_name for info in infos if info.is_file]
     assert sorted(names) == ["certificate.json", "ledger.json"]
-    table = ablation("table", "toys.yaml", "--format", "md").stdout
-    assert "| fast ✓ |" in table
-    assert "| slow |" in table
+    assert f"| {cell} ✓ |" in ablation("table", study, "--format", "md").stdout
+    (line,) = done.stdout.splitlines()
+    return line
+
+
+def test_verify_resume__kills_and_certifies_on_s3(folder: Path, s3: str):
+    (folder / "toys.yaml").write_text(TOYS)
+    line = _verify(folder, s3, "toys.yaml", "fast")
+    assert line.startswith("fast, seed 0: all 12 steps compared, of 12, are the same")
+    assert "(kills: 2, " in line
+
+
+def test_verify_resume__of_hpm_compares_its_whole_state(folder: Path):
+    """Weights, teacher, optimizer, samples and masks of a real training, killed twice."""
+    line = _verify(folder, str(folder / "results"), "small.yaml", "HPM", "--steps", "12")
+    assert line.startswith("HPM, seed 0: all 12 steps compared, of 200, are the same")
+    assert "(kills: 2, " in line

@@ -1,7 +1,7 @@
 """What a person sees while a study runs: bars on a terminal, a line per happening elsewhere."""
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -40,19 +40,24 @@ _WORDS = {
 class Display:
     """An observer that shows events of a plan's stages on a console."""
 
-    def __init__(self, plan: Plan, done: int, console: Console, bars: Progress | None) -> None:
+    def __init__(
+        self, plan: Plan, done: Iterable[str], console: Console, bars: Progress | None
+    ) -> None:
         self._titles = {stage.digest: cell.title for cell in reversed(plan.cells) for stage in cell}
-        self._count, self._all = done, len(plan.stages)
+        self._ended, self._all = {*done}, len(plan.stages)
         self._console, self._bars = console, bars
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._last: dict[str, str] = {}
         if bars:
-            self._tasks[""] = bars.add_task("all stages", total=self._all, completed=done)
+            self._tasks[""] = bars.add_task(
+                "all stages", total=self._all, completed=len(self._ended)
+            )
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if event.kind in ("finished", "failed"):
-            self._count += 1
+            self._ended.add(event.digest)
         if self._bars:
             self._draw(event, self._bars)
         if event.kind == "progress":
@@ -65,11 +70,15 @@ class Display:
         words = _WORDS[event.kind].format(
             step=event.step, total=event.total, message=event.message, metrics=_show(event.metrics)
         )
-        line = f"[{self._count}/{self._all}] {self._titles[event.digest]}: {event.name} {words}"
+        if self._last.get(event.digest) == words:  # such as a stage that others are at
+            return
+        self._last[event.digest] = words
+        count, title = f"{len(self._ended)}/{self._all}", self._titles[event.digest]
+        line = f"[{count}] {title}: {event.name} {words}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, event: Event, bars: Progress) -> None:
-        bars.update(self._tasks[""], completed=self._count)
+        bars.update(self._tasks[""], completed=len(self._ended))
         if event.kind in ("begun", "resumed", "progress"):
             if event.digest not in self._tasks:
                 title = f"{self._titles[event.digest]}: {event.name}"
@@ -80,8 +89,8 @@ class Display:
 
 
 @contextmanager
-def displaying(plan: Plan, done: int, console: Console) -> Generator[Display]:
-    """A display for the time that a study runs; `done` stages were finished before."""
+def displaying(plan: Plan, done: Iterable[str], console: Console) -> Generator[Display]:
+    """A display for the time that a study runs; `done` are the stages that finished before."""
     if not console.is_terminal:
         yield Display(plan, done, console, None)
         return

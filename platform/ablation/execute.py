@@ -21,14 +21,16 @@ from ablation.group import ALONE, Group, GroupOverError
 from ablation.lease import Claim, Lease, LostLeaseError, acquire
 from ablation.ledger import Ledger
 from ablation.manifest import DamageError
-from ablation.process import scratch_folder, sweep
+from ablation.process import sweep
 from ablation.protocol import Place, Trainer
 from ablation.provenance import now_ms, provenance
 from ablation.retries import enough, pause_s
+from ablation.saving import filled_scratch
 from ablation.signals import Signals
 from ablation.stage_folder import StageFolder
+from ablation.steps import Steps, begun, follow
 from ablation.terms import Terms
-from ablation.worker import Lead, Left, Steps, follow
+from ablation.worker import Lead, Left
 
 __all__ = ["Result", "execute", "never", "say_nothing", "tell", "unnoticed"]
 
@@ -113,7 +115,7 @@ class _Work:
     def attempt(self) -> Result:
         """Try the stage once, from where the ledger stands."""
         with ExitStack() as stack:
-            scratch = Path(stack.enter_context(scratch_folder()))
+            scratch = Path(stack.enter_context(filled_scratch(self.ledger.storage.patience)))
             lease: Lease | None = None
             restored: Restored | None = None
             result: Result | None = None
@@ -168,16 +170,17 @@ class _Work:
         folder = self.ledger.stage(self.stage.digest)
         if (outcome := folder.outcome()) is not None:  # since it was looked at
             return outcome
-        folder.bury(lease.dead)
-        attempts = folder.attempts()
-        self._wait(pause_s([a for a in attempts if a.run == self.terms.run]))
-        if not attempts or (attempts[-1].run, attempts[-1].ended) != (self.terms.run, "lost"):
+        folder.bury(lease.dead, raised=self.group.raised)
+        mine = [attempt for attempt in folder.attempts() if attempt.run == self.terms.run]
+        self._wait(pause_s(mine))
+        if not mine:
             return None
-        reason = enough(attempts, max_failures=self.terms.max_failures)
+        terms, last = self.terms, mine[-1]
+        reason = enough(mine, max_failures=terms.max_failures, patience_s=terms.patience_s)
         if reason is None:
             return None
-        writer = self.ledger.writer(self.stage.digest)
-        failed = writer.fail(f"Lost: {reason}.", guard=lease.check)
+        error = f"{last.error} (not tried again: {reason})" if last.error else f"Lost: {reason}."
+        failed = self.ledger.writer(self.stage.digest).fail(error, guard=lease.check)
         self.tell("failed", failed.error)
         return failed
 
@@ -205,7 +208,8 @@ class _Work:
                 inputs = self.ledger.artifacts(stage.parent, scratch / "inputs")
             except DamageError as error:
                 return _spoilt(error, self.ledger.stage(stage.parent))
-        return self.trainer.stages()[stage.name].run(
+        begin = partial(
+            self.trainer.stages()[stage.name].run,
             stage.config,
             seed=stage.seed,
             place=self.place,
@@ -213,6 +217,7 @@ class _Work:
             resume=restored.folder if restored else None,
             should_stop=stop,
         )
+        return begun(begin)
 
     def _follow(self, scratch: Path, restored: Restored | None) -> Result:
         try:

@@ -21,13 +21,15 @@ class Group:
 
     `share` gives every worker what the lead passes to it. `blame` is told of an exception of the
     trainer and gives the one that is at the bottom of it: a peer's, where that made this one fail.
-    It may take a while, in which a group that has lost a worker is ended.
+    It may take a while, in which a group that has lost a worker is ended. `raised` is what ended
+    the group before this one, where its lead did not live to record it.
     """
 
     workers: int = 1
     lead: bool = True
     share: Callable[[Any], Any] = _same
     blame: Callable[[Exception], Exception] = _same
+    raised: Exception | None = None
 
 
 ALONE = Group()

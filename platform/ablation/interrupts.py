@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 __all__ = ["stoppable"]
@@ -39,7 +39,11 @@ def stoppable(grace_s: float, say: Callable[[str], None]) -> Generator[Callable[
         woken.wait()
         if over.is_set():
             return
-        say(f"Stopping after the next checkpoint, within {grace_s:g} s. Once more ends it at once.")
+        with suppress(Exception, SystemExit):  # a terminal that is gone
+            say(
+                f"Stopping after the next checkpoint, within {grace_s:g} s. Once more ends it at "
+                f"once."
+            )
         if not over.wait(grace_s):
             # To the thread itself: a signal to the process may leave its main thread asleep.
             signal.pthread_kill(main, signal.SIGINT)

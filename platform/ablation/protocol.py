@@ -86,7 +86,8 @@ class Stage(Protocol):
     ) -> Generator[Progress, None, Result | None]:
         """Yield after every step; return the result, or None where `should_stop` ended it.
 
-        `resume` is a folder that an earlier `save` wrote, `inputs` what the parent stage exported.
+        `resume` is a folder that an earlier `save` wrote, and the steps go on after it: none is
+        left where that was the last one. `inputs` is what the parent stage exported.
         Exceptions end an attempt, and another may follow. A class of exceptions that no other try
         can change, such as those of bad input, says so by a class attribute: `retry = False`.
         One of something that may come back, such as a disk, says `away = True`: it is waited for.

@@ -16,7 +16,7 @@ from itertools import takewhile
 
 from ablation.attempts import Attempt, Cause
 
-__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s"]
+__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s", "said"]
 
 MAX_LOSSES_IN_PLACE = 5
 """So many losses in a row without a step of progress are the stage's own doing: it crashes."""
@@ -38,6 +38,11 @@ def cause_of(error: BaseException) -> Cause:
     if getattr(error, "away", False):
         return "away"
     return "exception" if getattr(error, "retry", True) else "final"
+
+
+def said(error: BaseException) -> str:
+    """An exception in words, by which it is known again."""
+    return f"{type(error).__name__}: {error}"
 
 
 def enough(

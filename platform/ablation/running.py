@@ -5,7 +5,7 @@ Conducts only: the executors run stages, the ledger holds what came of it, the m
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from rich.console import Console
 
 from ablation.address import public
-from ablation.cells import Begun, Cell, Failed, Standing
+from ablation.cells import Begun, Cell, Failed, Finished, Standing
 from ablation.display import displaying
 from ablation.events import Event, Observe
 from ablation.interrupts import stoppable
@@ -27,7 +27,7 @@ from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.provenance import now_ms
 from ablation.render import to_csv, to_markdown
-from ablation.storage import StorageError
+from ablation.storage import LostStorageError
 from ablation.submitted import keep, trainer_of
 from ablation.table import Table, tabulate
 from ablation.terms import Terms
@@ -143,12 +143,13 @@ class Run:
         self._say_workers(before)
         data = {name: str(at) for name, at in self.profile.place.data.items()}
         keep(ledger, plan.study.name, text=plan.study.document.text, data=data)
-        done = len(plan.stages) - len({stage.digest for cell in todo for stage in cell})
+        done = [digest for digest, stands in before.items() if isinstance(stands, Finished)]
         follower = self._follower()
         with displaying(plan, done, self.console) as display:
 
             def observe(event: Event) -> None:
-                display(event)
+                with suppress(SystemExit):  # rich's, where nobody reads any more
+                    display(event)
                 follower(event)
 
             with stoppable(self.profile.grace_s, self._say) as stop_asked:
@@ -205,7 +206,7 @@ class Run:
 
         try:
             with Watch(partial(announced, self.profile.notice or "")) as notice:
-                run_inline(
+                return run_inline(
                     cells,
                     trainer=self.trainer,
                     ledger=self.ledger,
@@ -215,9 +216,8 @@ class Run:
                     notice=notice,
                     terms=self._terms(),
                 )
-        except StorageError as error:  # for the cells that it kept from their ends
+        except LostStorageError as error:  # for the cells that it kept from their ends
             return {cell.stages[0].digest: str(error) for cell in cells}
-        return {}
 
     def _terms(self) -> Terms:
         profile = self.profile

@@ -5,19 +5,24 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import disk_usage
+from tempfile import TemporaryDirectory, gettempdir
 from types import TracebackType
 from typing import Protocol
 
 from ablation.journal import Record
-from ablation.patience import BRIEF
+from ablation.patience import BRIEF, IMPATIENT, Patience
 from ablation.process import scratch_folder
+from ablation.storage import LostStorageError
 
-__all__ = ["Saving"]
+__all__ = ["Saving", "filled_scratch"]
 
 _log = logging.getLogger(__name__)
+_NO_ROOM = 1 << 16
+"""Bytes: a disk that has fewer is full."""
 
 
 class _Commit(Protocol):
@@ -38,6 +43,7 @@ class Saving:
     commit: _Commit
     committed: Callable[[int, int, tuple[Record, ...]], None]
     left: Callable[[], None]
+    patience: Patience = IMPATIENT
     _under_way: "Future[None] | None" = None
 
     def save(
@@ -50,12 +56,7 @@ class Saving:
     ) -> None:
         """Write a state into a folder of its own now, and see to its commit later."""
         self.wait()
-        folder = scratch_folder()
-        try:
-            write(Path(folder.name))
-        except BaseException:
-            folder.cleanup()
-            raise
+        folder = filled_scratch(self.patience, write)
         self._under_way = _in_background(partial(self._finish, step, total, folder, tuple(records)))
 
     @property
@@ -108,6 +109,42 @@ class Saving:
         with folder:
             self.commit(step, total, folder=Path(folder.name), records=records)
         self.committed(step, total, records)
+
+
+def _nothing(folder: Path) -> None:
+    """Leave it empty."""
+
+
+def filled_scratch(
+    patience: Patience, write: Callable[[Path], None] = _nothing
+) -> "TemporaryDirectory[str]":
+    """A scratch folder that `write` has filled; room on its disk is waited for as for a storage.
+
+    Raises LostStorageError where no room was made in time.
+    """
+    waits, folder = patience.waits(), None
+    while True:
+        try:
+            folder = scratch_folder()
+            write(Path(folder.name))
+        except BaseException as error:
+            full = isinstance(error, Exception) and _for_want_of_room(error)
+            if folder is not None:
+                folder.cleanup()
+            if not full:
+                raise
+            refusal = f"There must be room for what is to be saved in {gettempdir()}, got none."
+            if not waits.wait(refusal):
+                raise LostStorageError(refusal) from error
+        else:
+            waits.over()
+            return folder
+
+
+def _for_want_of_room(error: Exception) -> bool:
+    """Whether a disk was full; torch does not say so."""
+    known = {getattr(each, "errno", None) for each in (error, error.__cause__)}
+    return bool(known & {ENOSPC, EDQUOT}) or disk_usage(gettempdir()).free < _NO_ROOM
 
 
 def _in_background(act: Callable[[], None]) -> "Future[None]":

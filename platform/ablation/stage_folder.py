@@ -20,6 +20,7 @@ from ablation.commits import Commit, Ending, Restored, Segment
 from ablation.identity import canonical
 from ablation.journal import Record, parse_lines
 from ablation.manifest import DamageError, Manifest, compare, fetch, read_sound
+from ablation.retries import cause_of, said
 from ablation.storage import Storage, StorageError, Stored, stored_of
 
 __all__ = ["StageFolder"]
@@ -106,21 +107,24 @@ class StageFolder:
             replace(attempt, ended_ms=time_ms, ended=how, step=step, cause=cause, error=error)
         )
 
-    def bury(self, dead: Iterable[Claim]) -> None:
+    def bury(self, dead: Iterable[Claim], *, raised: Exception | None = None) -> None:
         """Record the end of tries that said none, by what their processes last claimed.
 
-        Only for the holder of the stage's lease: nobody else is at work then.
+        `raised` is what ended the last of them, where that is known. Only for the holder of the
+        stage's lease: nobody else is at work then.
         """
         last = {claim.attempt: claim for claim in dead}
         for attempt in self.attempts():
             if attempt.ended is None:
                 claim = last.get(attempt.number)
+                how: Ended = "preempted" if claim and claim.notice else "lost"
                 self.end_attempt(
                     attempt,
-                    "preempted" if claim and claim.notice else "lost",
+                    how if raised is None else "failed",
                     time_ms=claim.now_ms if claim else None,
                     step=max(claim.step, attempt.from_step) if claim else None,
-                    error=claim.notice if claim else "",
+                    cause=None if raised is None else cause_of(raised),
+                    error=said(raised) if raised else claim.notice if claim else "",
                 )
 
     def attempts(self) -> tuple[Attempt, ...]:

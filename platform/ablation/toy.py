@@ -201,9 +201,10 @@ def _train(
     return ToyResult({"loss": weight * weight}, _saver(step, weight))
 
 
-def _noise(config: ToyNoise, *, seed: int, **_: object) -> Steps:
+def _noise(config: ToyNoise, *, seed: int, resume: Path | None, **_: object) -> Steps:
     weight = config.scale * _draw("noise", seed, 0)
-    yield ToyProgress(1, 1, {}, _saver(1, weight), partial(_trace, 1, weight))
+    if resume is None:
+        yield ToyProgress(1, 1, {}, _saver(1, weight), partial(_trace, 1, weight))
     return ToyResult({}, _saver(1, weight))
 
 

@@ -224,7 +224,7 @@ def on_cluster(plan: Plan, profile: Profile, console: Console) -> Generator[Exec
             steps = ", ".join(f"{kill.stage} {kill.step}" for kill in witness.kills)
             say(f"{cell.title}, killed after {steps}:" if steps else f"{cell.title}, undisturbed:")
             with (
-                displaying(replace(plan, cells=(cell,)), 0, console) as display,
+                displaying(replace(plan, cells=(cell,)), (), console) as display,
                 stoppable(profile.grace_s, say) as stop_asked,
             ):
                 lost = run_cluster(

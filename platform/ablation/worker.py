@@ -1,7 +1,7 @@
-"""What a worker does with the steps of a stage: the lead records them, the others only do them."""
+"""What the lead of a stage's workers does with its steps: it records them, and decides."""
 
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,20 +16,17 @@ from ablation.journal import Record
 from ablation.lease import Lease
 from ablation.manifest import DamageError
 from ablation.patience import BRIEF
-from ablation.process import scratch_folder
 from ablation.protocol import Progress, Result
-from ablation.retries import cause_of, enough
-from ablation.saving import Saving
+from ablation.retries import cause_of, enough, said
+from ablation.saving import Saving, filled_scratch
 from ablation.signals import Signals
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
+from ablation.steps import Steps, TrainerError, Watched, blamed, called, numbers
 from ablation.storage import StorageError
 from ablation.terms import Terms
 
-__all__ = ["Lead", "Left", "Steps", "follow"]
-
-Steps: TypeAlias = Generator[Progress, None, Result | None]
-"""A trainer's stage at work."""
+__all__ = ["Lead", "Left"]
 
 _NEAR_S = 600.0
 """So long after a notice each step is saved; clouds give half a minute to ten minutes."""
@@ -37,32 +34,6 @@ _NEAR_S = 600.0
 Left: TypeAlias = Literal["stopped", "failed", "busy"]
 """Why a stage was left without an outcome: it was asked to stop, it failed and is to be tried
 again, or another process holds it."""
-
-
-class _TrainerError(Exception):
-    """The trainer raised, or broke the protocol, as `__cause__` says."""
-
-
-class _Watched:
-    """Iterates over steps and keeps their result."""
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self.result: Result | None = None
-
-    def __iter__(self) -> Iterator[Progress]:
-        self.result = yield from self.steps
-
-
-def follow(steps: Steps) -> Finished:
-    """Do the steps and record nothing."""
-    watched = _Watched(steps)
-    with closing(steps):
-        for _ in watched:
-            pass
-    if watched.result is None:
-        raise ValueError("A stage must return its result, got None although nothing asked it to.")
-    return Finished(dict(watched.result.metrics))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,7 +87,7 @@ class Lead:
             with closing(steps):
                 result = self._record(steps, writer)
                 outcome = self._end(result, writer, alone=workers == 1)
-        except _TrainerError as trouble:
+        except TrainerError as trouble:
             cause = trouble.__cause__
             assert isinstance(cause, Exception)
             return self._fail(writer, attempt, self.blame(cause))
@@ -131,11 +102,15 @@ class Lead:
     def _record(self, steps: Steps, writer: StageWriter) -> Result | None:
         known = self._known_times()
         due = self.clock() + self.terms.pace.interval_s(0.0)
-        watched = _Watched(steps)
+        watched = Watched(steps)
         commit = partial(writer.commit, guard=self.lease.check)
-        left = self.lease.let_expire
-        with Saving(commit=commit, committed=self._committed, left=left) as saving:
-            for progress in _blamed(watched):
+        with Saving(
+            commit=commit,
+            committed=self._committed,
+            left=self.lease.let_expire,
+            patience=self.folder.storage.patience,
+        ) as saving:
+            for progress in blamed(watched):
                 self._note(progress, known)
                 if self._look() or self._is_due(due, saving):
                     due = self._save(progress, saving)
@@ -161,13 +136,13 @@ class Lead:
 
     def _note(self, progress: Progress, known: Mapping[int, int]) -> None:
         if progress.step <= self.step:
-            raise _TrainerError from ValueError(
+            raise TrainerError from ValueError(
                 f"Steps must rise, got step {progress.step} after step {self.step}. A stage goes "
                 f"on after the step that it saved in `resume`."
             )
         self.step, self.total = progress.step, progress.total
         self.lease.say(step=self.step)
-        metrics = {name: float(value) for name, value in progress.metrics.items()}
+        metrics = numbers(progress.metrics)
         if metrics:
             time_ms = known.get(self.step) or self.now_ms()
             self.pending.append(Record(self.step, time_ms, metrics))
@@ -177,7 +152,7 @@ class Lead:
         """Save the step; when the next one is due."""
         saving.wait()
         began = self.clock()
-        write, records = partial(_call, progress.save), self._taken()
+        write, records = partial(called, progress.save), self._taken()
         saving.save(self.step, self.total, write=write, records=records)
         ended = self.clock()
         interval = 0.0
@@ -194,14 +169,14 @@ class Lead:
     def _end(self, result: Result | None, writer: StageWriter, *, alone: bool) -> Finished | None:
         if result is None:
             if alone and not self.signals.stop:
-                raise _TrainerError from ValueError(
+                raise TrainerError from ValueError(
                     "A stage must return its result, got None although nothing asked it to stop."
                 )
             self._tell("interrupted")
             return None
-        metrics = {name: float(value) for name, value in result.metrics.items()}
-        with scratch_folder() as folder:
-            _call(result.export, Path(folder))
+        metrics = numbers(result.metrics)
+        write = partial(called, result.export)
+        with filled_scratch(self.folder.storage.patience, write) as folder:
             finished = writer.finish(
                 metrics, export=Path(folder), records=self.pending, guard=self.lease.check
             )
@@ -212,7 +187,7 @@ class Lead:
         self, writer: StageWriter, attempt: Attempt, cause: Exception
     ) -> Failed | Literal["failed"]:
         """Record a failure; it is the stage's end where the rules say that it was enough."""
-        error = f"{type(cause).__name__}: {cause}"
+        error = said(cause)
         self.lease.check()
         self._close(attempt, "failed", cause=cause, error=error)
         reason = enough(
@@ -280,18 +255,3 @@ class Lead:
                 message=message,
             )
         )
-
-
-def _blamed(steps: Iterable[Progress]) -> Iterator[Progress]:
-    """The same steps; what the trainer raises, and nothing else, becomes _TrainerError."""
-    try:
-        yield from steps
-    except Exception as error:
-        raise _TrainerError from error
-
-
-def _call(write: Callable[[Path], None], folder: Path) -> None:
-    try:
-        write(folder)
-    except Exception as error:
-        raise _TrainerError from error

@@ -14,11 +14,11 @@ from ablation.events import Event
 from ablation.execute import execute
 from ablation.ledger import Ledger
 from ablation.protocol import Place
+from ablation.steps import Steps
 from ablation.storage import StorageError
 from ablation.terms import Terms
 from ablation.testing import Toy, ToyTrainer, ignore, paced, planned, stop_after
 from ablation.toy import ToyProgress, ToyResult
-from ablation.worker import Steps
 
 STAGE = planned("train", Toy(steps=3), seed=0)
 

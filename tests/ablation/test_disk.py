@@ -1,6 +1,7 @@
 """A local disk that fills, turns read-only, writes slowly, or gives back what was not written."""
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from ablation import lease, patience
 from ablation.cells import Begun, Finished
@@ -17,9 +19,11 @@ from ablation.claims import Claim
 from ablation.events import Event
 from ablation.execute import execute
 from ablation.ledger import Ledger
+from ablation.patience import Patience
 from ablation.process import Process
 from ablation.protocol import Place
-from ablation.storage import Storage, StorageError, Stored
+from ablation.saving import filled_scratch
+from ablation.storage import LostStorageError, Storage, StorageError, Stored
 from ablation.terms import Terms
 from ablation.testing import (
     Toy,
@@ -141,6 +145,37 @@ def test_disk__fills_in_a_commit_and_the_study_waits_for_room(disk, tmp_path, un
     assert all("No space left on device" in text for text in said)
     assert found(ledger, tmp_path) == undisturbed
     assert not [*disk.folder.rglob("*.tmp")]
+
+
+def test_disk__of_scratch_folders_that_fills_is_waited_for(
+    disk, tmp_path, undisturbed, monkeypatch
+):
+    """Where a checkpoint is first written; no step is done again for it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    ledger, said = new_ledger(tmp_path / "ledger"), list[str]()
+
+    def observe(event: Event) -> None:
+        if event.kind == "committed" and event.step == 3:
+            disk.leave(0)
+        if event.kind == "paused" and "Waiting" in event.message:
+            said.append(event.message)
+            disk.empty()
+
+    assert isinstance(run(ledger, patience_s=60.0, observe=observe), Finished)
+    assert said[0].startswith(f"There must be room for what is to be saved in {disk.folder}")
+    assert len(ledger.stage(STAGE.digest).attempts()) == 1
+    assert found(ledger, tmp_path / "into") == undisturbed
+    assert [*disk.folder.iterdir()] == []
+
+
+def test_disk__that_torch_finds_full_is_full(disk, monkeypatch):
+    """Of which torch says only that a write failed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    large, said = torch.zeros(100 * PAGE), list[str]()
+    with pytest.raises(LostStorageError, match="There must be room"):
+        filled_scratch(Patience(0.1, said.append), lambda folder: torch.save(large, folder / "a"))
+    assert said
+    assert [*disk.folder.iterdir()] == []
 
 
 def test_disk__that_stays_full_is_one_clear_error(disk, tmp_path, undisturbed):

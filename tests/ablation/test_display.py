@@ -12,6 +12,8 @@ from ablation.overview import overview, status
 from ablation.table import tabulate
 from ablation.why import Lost
 
+DONE = ("a", "b", "c")
+
 
 def _event(stage, kind, **fields):
     return Event(digest=stage.digest, name=stage.name, kind=kind, **fields)
@@ -31,7 +33,7 @@ def console():
 def test_displaying__plain_lines_count_and_name(toy_plan, console):
     plan = toy_plan()
     train, score = plan.cells[0]
-    with displaying(plan, 3, console) as display:
+    with displaying(plan, DONE, console) as display:
         display(_event(train, "begun"))
         display(_event(train, "progress", step=1, total=8, metrics={"loss": 0.5}))
         display(_event(train, "committed", step=1, total=8))
@@ -45,11 +47,31 @@ def test_displaying__plain_lines_count_and_name(toy_plan, console):
     ]
 
 
+def test_displaying__counts_no_stage_twice(toy_plan, console):
+    """One that finished before is passed over when its cell goes on."""
+    plan = toy_plan()
+    train, score = plan.cells[0]
+    with displaying(plan, [train.digest], console) as display:
+        display(_event(train, "skipped", message="finished before"))
+        display(_event(score, "finished"))
+        display(_event(score, "finished"))
+    counts = [line.split()[0] for line in console.file.getvalue().splitlines()]
+    assert counts == ["[1/12]", "[2/12]"]
+
+
+def test_displaying__says_once_that_others_are_at_a_stage(toy_plan, console):
+    train = toy_plan().cells[0].stages[0]
+    with displaying(toy_plan(), (), console) as display:
+        for message in ("by 7", "by 7", "by 8", "by 8"):
+            display(_event(train, "busy", message=message))
+    assert len(console.file.getvalue().splitlines()) == 2
+
+
 def test_displaying__progress_is_told_now_and_then(toy_plan, console, monkeypatch):
     monkeypatch.setattr("ablation.display.time.monotonic", lambda: next(times))
     times = iter([100.0] * 2 + [101.0] + [200.0] * 2)
     train = toy_plan().cells[0].stages[0]
-    with displaying(toy_plan(), 0, console) as display:
+    with displaying(toy_plan(), (), console) as display:
         for step in (1, 2, 3):
             display(_event(train, "progress", step=step, total=8))
     lines = console.file.getvalue().splitlines()
@@ -60,7 +82,7 @@ def test_display__bars_follow_the_stages(toy_plan, console):
     plan = toy_plan()
     train, score = plan.cells[0]
     bars = Progress(console=console, auto_refresh=False)
-    display = Display(plan, 0, console, bars)
+    display = Display(plan, (), console, bars)
     display(_event(train, "begun"))
     display(_event(train, "progress", step=4, total=8))
     assert [(task.description, task.completed, task.total) for task in bars.tasks] == [
@@ -75,7 +97,7 @@ def test_display__bars_follow_the_stages(toy_plan, console):
 
 def test_displaying__draws_bars_on_a_terminal(toy_plan):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with displaying(toy_plan(), 3, console):
+    with displaying(toy_plan(), DONE, console):
         pass
     assert "3/12" in console.file.getvalue()
 

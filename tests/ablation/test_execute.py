@@ -16,6 +16,7 @@ import pytest
 from ablation.cells import Begun, Failed, Finished, Waiting
 from ablation.claims import names_at
 from ablation.execute import execute, never
+from ablation.group import Group
 from ablation.interrupts import stoppable
 from ablation.lease import Lease
 from ablation.ledger import Ledger
@@ -26,6 +27,7 @@ from ablation.storage import StorageError
 from ablation.terms import Terms
 from ablation.testing import (
     Toy,
+    ToyNoise,
     ToyTrainer,
     ignore,
     new_ledger,
@@ -239,6 +241,79 @@ def test_execute__a_notice_that_wore_off_excuses_no_later_death(
     told = iter(["", *["spot"] * 9])
     run(ledger, notice=lambda: next(told), terms=paced(1e9), clock=lambda: next(now))
     assert held == [claimed]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("train", Toy(steps=2)), ("noise", ToyNoise())], ids=["train", "noise"]
+)
+def test_execute__one_that_died_after_its_last_step_only_ends(ledger, monkeypatch, name, config):
+    stage = planned(name, config, seed=0)
+
+    def die(*_, **__):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ablation.stage_writer.StageWriter.finish", die)
+        with pytest.raises(SystemExit):
+            run(ledger, stage)
+    assert isinstance(ledger.standing(stage.digest), Begun)
+    assert isinstance(run(ledger, stage), Finished)
+
+
+@pytest.mark.parametrize("metrics", [{"loss": None}, {"loss": "low"}, {"loss": [1.0]}])
+def test_execute__metrics_that_are_no_numbers_are_the_trainers_failure(ledger, metrics):
+    def steps(*_, **__):
+        yield ToyProgress(1, 1, metrics, nothing, dict)
+
+    outcome = run(ledger, trainer=Only(steps))
+    assert isinstance(outcome, Failed)
+    assert "Metrics must be numbers, got {'loss': " in outcome.error
+
+
+def test_execute__a_stage_that_cannot_even_begin_is_the_trainers_failure(ledger):
+    def steps(*_, **__):
+        raise ImportError("no such library")
+
+    outcome = run(ledger, trainer=Only(steps))
+    assert isinstance(outcome, Failed)
+    assert outcome.error.startswith("ImportError: no such library (not tried again: ")
+    assert [attempt.ended for attempt in ledger.stage(STAGE.digest).attempts()] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "rule"),
+    [
+        (MemoryError("all of it"), "too little memory is never retried"),
+        (LookupError("no data"), "max_failures is 0"),
+    ],
+)
+def test_execute__what_ended_the_group_before_is_recorded_by_this_one(ledger, raised, rule):
+    """Its lead was ended while it waited for the peer that raised."""
+    stage = ledger.stage(STAGE.digest)
+    stage.begin_attempt(time_ms=1, from_step=0, workers=2, run="test", provenance={})
+    outcome = run(ledger, group=Group(workers=2, raised=raised))
+    assert isinstance(outcome, Failed)
+    assert outcome.error == f"{type(raised).__name__}: {raised} (not tried again: {rule})"
+    (attempt,) = stage.attempts()
+    assert (attempt.ended, attempt.error) == ("failed", f"{type(raised).__name__}: {raised}")
+
+
+def test_execute__a_failure_whose_outcome_was_not_written_is_not_forgotten(ledger, monkeypatch):
+    def die(*_, **__):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ablation.stage_writer.StageWriter.fail", die)
+        with pytest.raises(SystemExit):
+            run(ledger, planned("train", Toy(memory_at=2), seed=0), terms=paced(0, max_failures=9))
+    (digest,) = ledger.storage.names("stages")
+    assert ledger.outcome(digest) is None
+    outcome = run(
+        ledger, planned("train", Toy(memory_at=2), seed=0), terms=paced(0, max_failures=9)
+    )
+    assert isinstance(outcome, Failed)
+    assert "too little memory is never retried" in outcome.error
+    assert len(ledger.stage(digest).attempts()) == 1
 
 
 def test_execute__trainer_error_is_a_failed_outcome(ledger, scratch):

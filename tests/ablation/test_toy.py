@@ -56,6 +56,21 @@ def test_toy__numbers_depend_on_config_seed_and_step():
     assert weights[0] == -weights[1]
 
 
+@pytest.mark.parametrize(
+    ("stage", "config"), [("train", Toy()), ("noise", ToyNoise()), ("score", ToyScore(steps=3))]
+)
+def test_toy__has_no_step_left_after_the_last(tmp_path, stage, config):
+    inputs, resume = tmp_path / "inputs", tmp_path / "resume"
+    inputs.mkdir()
+    resume.mkdir()
+    finish(Toy())[1].export(inputs)
+    seen, result = finish(config, stage=stage, inputs=inputs)
+    seen[-1].save(resume)
+    rest, again = finish(config, stage=stage, inputs=inputs, resume=resume)
+    assert rest == []
+    assert again.metrics == result.metrics
+
+
 @pytest.mark.parametrize("stage", ["train", "score"])
 def test_toy__resuming_changes_no_bit(tmp_path, stage):
     seen, result = finish(Toy())

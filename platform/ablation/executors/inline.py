@@ -10,6 +10,7 @@ from ablation.execute_cell import execute_cell
 from ablation.ledger import Ledger
 from ablation.protocol import Place, Trainer
 from ablation.provenance import provenance
+from ablation.storage import LostStorageError, StorageError
 from ablation.terms import Terms
 
 __all__ = ["run_inline"]
@@ -26,31 +27,41 @@ def run_inline(
     notice: Callable[[], str] = unnoticed,
     terms: Terms | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
+) -> dict[str, str]:
     """Bring every cell to its end; what came of it is in the ledger.
 
     A cell that fails does not stop the others, and one that another process is at comes last. A
-    stop leaves the rest for the next call.
+    stop leaves the rest for the next call. Returns why cells were lost, by the digest of their
+    first stage.
+
+    Raises LostStorageError where the storage refuses for too long.
     """
     origin, terms = provenance(trainer), terms or Terms()
-    waiting = list(cells)
+    waiting, lost = list(cells), dict[str, str]()
     while waiting:
         busy = []
         for cell in waiting:
             if should_stop():
-                return
-            results = execute_cell(
-                cell,
-                trainer=trainer,
-                ledger=ledger,
-                place=place,
-                observe=observe,
-                should_stop=should_stop,
-                notice=notice,
-                terms=terms,
-                origin=origin,
-                clock=clock,
-            )
-            if "busy" in results.values():
-                busy.append(cell)
+                return lost
+            try:
+                results = execute_cell(
+                    cell,
+                    trainer=trainer,
+                    ledger=ledger,
+                    place=place,
+                    observe=observe,
+                    should_stop=should_stop,
+                    notice=notice,
+                    terms=terms,
+                    origin=origin,
+                    clock=clock,
+                )
+            except LostStorageError:
+                raise
+            except StorageError as error:  # of this cell's own folder
+                lost[cell.stages[0].digest] = str(error)
+            else:
+                if "busy" in results.values():
+                    busy.append(cell)
         waiting = busy
+    return lost

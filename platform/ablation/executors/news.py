@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayActorError
-from ray.util.queue import Queue
+from ray.exceptions import RayError
+from ray.util.queue import Empty, Queue
 
 from ablation.events import Event, Observe
 
@@ -46,7 +46,7 @@ class Sender:
             self._last = now
             self._actor.put_nowait.remote(event)  # training waits for no answer
             return
-        with suppress(RayActorError):  # the queue is lost, and comes back empty
+        with suppress(RayError):  # the queue is lost, and comes back empty
             self._events.put(event)
 
 
@@ -62,12 +62,13 @@ def listening(observe: Observe) -> Generator[Queue]:
     finally:
         done.set()
         thread.join()
+        events.shutdown(force=True)
 
 
 def _listen(events: Queue, observe: Observe, done: Callable[[], bool]) -> None:
     while True:
         last = done()
-        with suppress(RayActorError):
+        with suppress(RayError, Empty):  # a queue that was lost comes back empty
             for event in events.get_nowait_batch(events.qsize()):
                 _pass_on(event, observe)
         if last:
@@ -121,10 +122,10 @@ class Board:
         told += [text for text in nodes.values() if text]
         return Word(self._stop, "; ".join(told), self._errors.get(group))
 
-    def forget(self, group: str) -> None:
-        """Drop what is known of a group that has ended."""
+    def forget(self, group: str) -> Exception | None:
+        """Drop what is known of a group that has ended; the exception that was posted first."""
         self._notices.pop(group, None)
-        self._errors.pop(group, None)
+        return self._errors.pop(group, None)
 
 
 def new_board() -> Any:

@@ -4,6 +4,7 @@ One worker is Train's local mode, in the trial's own process; several are a work
 way every worker calls `execute`. A trial starts its workers again for as long as that is of use.
 """
 
+import pickle
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from ablation.ledger import Ledger
 from ablation.notice import SIGTERM, Watch, announced
 from ablation.process import scratch_folder
 from ablation.protocol import Place, Trainer
+from ablation.retries import said
 from ablation.terms import Terms
 
 __all__ = ["Job", "trial", "trial_resources"]
@@ -86,34 +88,40 @@ def trial(config: Mapping[str, Any], *, groups: Sequence[Sequence[Cell]], job: J
 def _bring(cells: Sequence[Cell], job: Job) -> str:
     """Start workers until all has ended or nothing comes of it; why then, empty for no reason."""
     first, fruitless, before = cells[0].stages[0], 0, _evidence(cells, job.ledger)
-    while True:
-        group = f"{first.digest}-{secrets.token_hex(4)}"
+    raised: Exception | None = None
+    while not _stopped(job):
+        group, trouble = f"{first.digest}-{secrets.token_hex(4)}", None
         try:
             with scratch_folder() as scratch:
-                _trainer(cells, job, group, scratch).fit()
-            return ""
+                _trainer(cells, job, group, scratch, raised).fit()
         except (TrainingFailedError, RayError) as error:
-            if _stopped(job):
-                return ""
-            if _lacks_room(error):
-                found = "its workers found no room to begin in for a minute"
-                paused = partial(Event, digest=first.digest, name=first.name, kind="paused")
-                Sender(job.events)(paused(message=found))
-                continue
-            after = _evidence(cells, job.ledger)
-            fruitless, before = (fruitless + 1 if after == before else 0), after
-            if fruitless == _FRUITLESS:
-                return str(error).strip().rpartition("\n")[2]
-        finally:
-            job.board.forget.remote(group)
+            trouble = error
+        posted = _ask(job.board.forget, group)
+        if trouble is None:
+            return ""
+        if _lacks_room(trouble):
+            found = "its workers found no room to begin in for a minute"
+            paused = partial(Event, digest=first.digest, name=first.name, kind="paused")
+            Sender(job.events)(paused(message=found))
+            continue
+        raised, after = posted, _evidence(cells, job.ledger)
+        fruitless, before = (fruitless + 1 if after == before else 0), after
+        if fruitless == _FRUITLESS:
+            return str(trouble).strip().rpartition("\n")[2]
         time.sleep(fruitless)
+    return ""
 
 
 def _stopped(job: Job) -> bool:
+    return bool(_ask(job.board.stopped))
+
+
+def _ask(question: Any, *about: str) -> Any:
+    """What the board says; None of one that was lost, which comes back and is told again."""
     try:
-        return bool(ray.get(job.board.stopped.remote()))
-    except RayError:  # a board that was lost comes back, and is told again
-        return False
+        return ray.get(question.remote(*about))
+    except RayError:
+        return None
 
 
 def _lacks_room(error: Exception) -> bool:
@@ -127,14 +135,22 @@ def _evidence(cells: Sequence[Cell], ledger: Ledger) -> list[tuple[bool, int]]:
     return [ledger.stage(digest).evidence() for digest in digests]
 
 
-def _trainer(cells: Sequence[Cell], job: Job, group: str, scratch: str) -> TorchTrainer:
+def _trainer(
+    cells: Sequence[Cell], job: Job, group: str, scratch: str, raised: Exception | None
+) -> TorchTrainer:
     layout, workers = job.layout, 0
     if layout.most > 1:
         reclaim()
         workers = fitting(layout, job.trainer, cells, free_workers(layout))
     return TorchTrainer(
         _work,
-        train_loop_config={"cells": cells, "job": job, "group": group, "workers": workers},
+        train_loop_config={
+            "cells": cells,
+            "job": job,
+            "group": group,
+            "workers": workers,
+            "raised": raised,
+        },
         torch_config=TorchConfig(
             backend=None if layout.gpus_per_worker else "gloo",
             timeout_s=int(min(job.terms.patience_s, _WEEK_S)) + _TURN_S,
@@ -180,13 +196,13 @@ def _work(config: Mapping[str, Any]) -> None:
                 should_stop=lambda: post.word.stop or job.should_stop() or grow(),
                 notice=lambda: post.word.notice,
                 terms=job.terms,
-                group=_group(workers, lead, post),
+                group=_group(workers, lead, post, config["raised"]),
             )
     if lead and grow.found:
         raise GroupOverError("There is room for a larger group.")
 
 
-def _group(workers: int, lead: bool, post: "_Post") -> Group:
+def _group(workers: int, lead: bool, post: "_Post", raised: Exception | None) -> Group:
     if not workers:
         return ALONE
     return Group(
@@ -194,6 +210,7 @@ def _group(workers: int, lead: bool, post: "_Post") -> Group:
         lead=lead,
         share=lambda value: collective.broadcast_from_rank_zero(_brief(value) if lead else None),
         blame=post.blame if lead else post.raised,
+        raised=raised,
     )
 
 
@@ -226,7 +243,7 @@ class _Post:
 
     def raised(self, error: Exception) -> Exception:
         """Post an exception, and wait until the lead has ended the group, or Train has."""
-        self._board.raised.remote(self._group, error)
+        self._board.raised.remote(self._group, _portable(error))
         time.sleep(2 * _BLAME_WITHIN_S)
         return error
 
@@ -236,6 +253,17 @@ class _Post:
         while self.word.error is None and time.monotonic() < end:
             time.sleep(0.1)
         return self.word.error or error
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or one that says the same where it cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        plain = RuntimeError(said(error))
+        vars(plain).update(retry=getattr(error, "retry", True), away=getattr(error, "away", False))
+        return plain
+    return error
 
 
 def _silent(event: Event) -> None:

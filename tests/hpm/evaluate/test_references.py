@@ -20,11 +20,19 @@ def test_random__is_the_encoder_that_pretraining_starts_from(drain, stage, setti
 def test_random__needs_nothing_to_resume(drain, stage, settings, tmp_path):
     (tmp_path / "save").mkdir()
     drain(stage(run_random, settings, None), save_at=1, folder=tmp_path / "save")
-    for name, resume in (("first", None), ("second", tmp_path / "save")):
+    for name, resume, steps in (("first", None, 1), ("second", tmp_path / "save", 0)):
         (tmp_path / name).mkdir()
-        drain(stage(run_random, settings, None, resume=resume)).result.export(tmp_path / name)
+        done = drain(stage(run_random, settings, None, resume=resume))
+        assert len(done.steps) == steps, "it goes on after the step that was saved"
+        done.result.export(tmp_path / name)
     first, second = (load_encoder(tmp_path / name)[0].state_dict() for name in ("first", "second"))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_pixels__has_no_step_left_after_its_only_one(drain, stage, settings, tmp_path):
+    done = drain(stage(run_pixels, Pixels(data=settings.data), None, resume=tmp_path))
+    assert done.steps == []
+    assert done.result is not None
 
 
 def test_references__trace_what_they_export(drain, stage, settings):

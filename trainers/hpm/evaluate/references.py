@@ -36,7 +36,8 @@ def run_random(
     settle(place.threads)
     encoder = VisionTransformer(config.encoder, image_size=config.data.image_size)
     initialize(encoder, seed=seed)
-    yield Progress(1, 1, {}, _save_nothing, partial(_trace, encoder.state_dict()))
+    if resume is None:
+        yield Progress(1, 1, {}, _save_nothing, partial(_trace, encoder.state_dict()))
     description = Description(config.encoder, config.data)
     return Result({}, lambda folder: export_encoder(folder, description, student=encoder))
 
@@ -55,7 +56,8 @@ def run_pixels(
     assert inputs is None, "a reference starts from nothing"
     if should_stop():
         return None
-    yield Progress(1, 1, {}, _save_nothing, partial(_trace, asdict(config.data)))
+    if resume is None:
+        yield Progress(1, 1, {}, _save_nothing, partial(_trace, asdict(config.data)))
     return Result({}, lambda folder: export_pixels(folder, config.data))
 
 
