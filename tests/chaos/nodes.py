@@ -16,6 +16,7 @@ from chaos.processes import alive, command, descendants, end
 __all__ = ["Nodes"]
 
 _START_WITHIN_S = 120.0
+_TRIES = 3
 _FREE_PORTS = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
 _SMALL = ("--object-store-memory=80000000", "--disable-usage-stats", "--block")
 _QUICK = '--system-config={"health_check_period_ms": 1000, "health_check_failure_threshold": 3}'
@@ -91,21 +92,33 @@ class Nodes:
         return next(r for r in self._running if raylet in descendants(r.pid))
 
     def _start(self, *how: str) -> None:
+        """Start a node, once more where it took Ray's 30 s, after which it gives one up."""
+        for _ in range(_TRIES):
+            running = self._launch(*how)
+            if self._comes_up(running):
+                self._running.append(running)
+                return
+            self._cut(running)
+        raise RuntimeError(f"A node did not start:\n{self.log.read_text()[-2000:]}")
+
+    def _launch(self, *how: str) -> "subprocess.Popen[bytes]":
         ports = () if "--head" in how else _FREE_PORTS
         with self.log.open("ab") as log:
-            running = subprocess.Popen(
+            return subprocess.Popen(
                 [_ray(), "start", "--node-ip-address=127.0.0.1", *how, *ports, *_SMALL],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self._running.append(running)
+
+    def _comes_up(self, running: "subprocess.Popen[bytes]") -> bool:
         limit = time.monotonic() + _START_WITHIN_S
-        while not any("ray::" in command(pid) for pid in descendants(running.pid)):
-            if running.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError(f"A node did not start:\n{self.log.read_text()[-2000:]}")
+        while running.poll() is None and time.monotonic() < limit:
+            if any("ray::" in command(pid) for pid in descendants(running.pid)):
+                return True
             time.sleep(0.1)
+        return False
 
     def _cut(self, running: "subprocess.Popen[bytes]") -> None:
         everything = [running.pid, *descendants(running.pid)]

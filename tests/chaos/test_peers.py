@@ -36,9 +36,14 @@ rows:
 
 
 def _ablation(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ablation", *arguments, "--workers", str(_WORKERS)]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=900
+        [sys.executable, "-m", "ablation", *arguments],
+        cwd=folder,
+        env={**os.environ, "ABLATION_WORKERS": str(_WORKERS)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
 
 
@@ -64,7 +69,8 @@ def test_peers__of_one_that_raised_do_not_hide_why(tmp_path: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draws.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(file)
             if split == "train" and number == damaged:
-                file.write_bytes(file.read_bytes()[:60])
+                content = file.read_bytes()
+                file.write_bytes(content[:500] + bytes(1000) + content[1500:])
     (tmp_path / "peers.yaml").write_text(_STUDY.replace("NAME", "photos"))
     done = _ablation(
         tmp_path, "run", "peers.yaml", "--storage", "results", "--data", f"photos={tmp_path}/data"
