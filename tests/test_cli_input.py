@@ -41,7 +41,7 @@ rows:
 """
 DEAD = "http://127.0.0.1:9"  # nobody listens there
 READING = ("plan", "status", "table", "why", "ui")
-ALL = (*READING, "run", "resume", "sync")
+ALL = (*READING, "run", "resume", "sync", "verify-resume")
 
 Refuse = Callable[..., str]
 
