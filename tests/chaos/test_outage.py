@@ -14,8 +14,9 @@ from chaos.proxy import Fault, Proxy
 from chaos.servers import S3_KEYS, s3_server, s3_uri
 from chaos.verdict import faults_of
 from chaos.world import Scale, World
+from leaks import MLFLOW_LEAKS
 
-pytestmark = LONG_FORM
+pytestmark = [*LONG_FORM, *MLFLOW_LEAKS]
 
 _OUTAGE_S = 60.0
 _WITHIN_S = 400.0

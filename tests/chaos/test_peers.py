@@ -1,20 +1,27 @@
 """Workers that compute together: the peers of one that dies or raises wait for it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ablation.cells import Failed
+from ablation.cells import Begun, Failed
+from ablation.claims import claims_at
 from ablation.ledger import Ledger
+from ablation.stage_folder import StageFolder
 from chaos.marks import LONG_FORM
+from chaos.processes import command as command_of
+from chaos.processes import descendants, end
 from hpm.data.loading import epoch_order
 
 pytestmark = LONG_FORM
 
+_WITHIN_S = 900.0
 _IMAGES, _BATCH, _WORKERS = 32, 16, 2
 _STUDY = """\
 name: peers
@@ -56,6 +63,53 @@ def test_peers__of_one_that_was_killed_go_on_to_the_same_bits(tmp_path: Path) ->
     assert done.stdout.startswith("HPM, seed 0: all 12 steps compared, of 1000, are the same")
     assert "(kills: 2, " in done.stdout
     assert "workers: 2)" in done.stdout
+
+
+def test_peers__of_one_that_was_killed_are_not_said_to_have_failed(tmp_path: Path) -> None:
+    """First the lead, then the other worker: what its peer raises of that costs no failure."""
+    study = tmp_path / "peers.yaml"
+    study.write_text(_STUDY.replace("NAME", "fashion-scenes"))
+    command = [sys.executable, "-m", "ablation", "run", "peers.yaml", "--storage", "results"]
+    environment = {**os.environ, "ABLATION_WORKERS": "2", "ABLATION_CHECKPOINT_EVERY_S": "1"}
+    environment |= {"ABLATION_MAX_FAILURES": "0", "ABLATION_CONCURRENCY": "1"}
+    log, killed = tmp_path / "log.txt", []
+    with log.open("wb") as out:
+        driver = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+    ledger = Ledger.open(tmp_path / "results")
+    try:
+        for victim in ("lead", "peer"):
+            stage, lead = _at_work(driver, ledger, without=killed)
+            workers = {
+                pid
+                for pid in descendants(driver.pid)
+                if command_of(pid).startswith("ray::RayTrainWorker")
+            }
+            assert lead in workers, log.read_text()
+            os.kill(lead if victim == "lead" else min(workers - {lead}), signal.SIGKILL)
+            killed.append(stage.path)
+        assert driver.wait(_WITHIN_S) == 0, log.read_text()
+    finally:
+        end([driver.pid, *descendants(driver.pid)])
+        driver.wait()
+    for path in killed:
+        ends = [attempt.ended for attempt in StageFolder(ledger.storage, path).attempts()]
+        assert ends == ["lost", "finished"], log.read_text()
+
+
+def _at_work(
+    driver: "subprocess.Popen[bytes]", ledger: Ledger, without: list[str]
+) -> tuple[StageFolder, int]:
+    """A training that has committed a checkpoint, and its lead."""
+    limit = time.monotonic() + _WITHIN_S
+    while time.monotonic() < limit and driver.poll() is None:
+        for digest in ledger.storage.names("stages"):
+            stage = ledger.stage(digest)
+            claims = claims_at(stage.storage, stage.at("lease")).values()
+            if stage.path not in without and isinstance(stage.standing(), Begun):
+                for claim in claims:
+                    return stage, claim.process.pid
+        time.sleep(0.1)
+    raise TimeoutError("No training has begun.")
 
 
 def test_peers__of_one_that_raised_do_not_hide_why(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from ray import train, tune
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError, collective
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.queue import Queue
 
 from ablation.cells import Cell, Failed, Finished
@@ -104,7 +104,9 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
             paused = partial(Event, digest=first.digest, name=first.name, kind="paused")
             Sender(job.events)(paused(message=found))
             continue
-        raised, after = posted, _evidence(cells, job.ledger)
+        # A worker whose peer is lost raises too: only where none was, it is what ended the group.
+        raised = None if _lost_a_worker(trouble) else posted
+        after = _evidence(cells, job.ledger)
         fruitless, before = (fruitless + 1 if after == before else 0), after
         if fruitless == _FRUITLESS:
             return str(trouble).strip().rpartition("\n")[2]
@@ -128,6 +130,12 @@ def _lacks_room(error: Exception) -> bool:
     """Whether a group waited for its room in vain, for a minute: another may be counted now."""
     cause = error.controller_failure if isinstance(error, ControllerError) else None
     return isinstance(cause, WorkerGroupStartupTimeoutError)
+
+
+def _lost_a_worker(error: Exception) -> bool:
+    """Whether a group ended for another reason than what its workers raised."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
+    return any(isinstance(failure, RayTrainError | RayError) for failure in failures)
 
 
 def _evidence(cells: Sequence[Cell], ledger: Ledger) -> list[tuple[bool, int]]:
@@ -249,9 +257,7 @@ class _Post:
 
     def blame(self, error: Exception) -> Exception:
         """The exception of a peer where one came; a peer that was lost takes this worker along."""
-        end = time.monotonic() + _BLAME_WITHIN_S
-        while self.word.error is None and time.monotonic() < end:
-            time.sleep(0.1)
+        time.sleep(_BLAME_WITHIN_S)
         return self.word.error or error
 
 
