@@ -1,7 +1,10 @@
 """How many workers a cell begins with; no cluster is asked."""
 
+import threading
+
 import pytest
 
+from ablation.executors import cluster
 from ablation.executors.room import fitting, workers_on
 from ablation.layout import Layout
 from ablation.testing import Toy, ToyNoise, ToyTrainer, toy_cell
@@ -49,3 +52,22 @@ def test_fitting__never_is_less_than_the_least():
 )
 def test_workers_on__is_what_the_scarcest_allows(gpus, node, got):
     assert workers_on(node, Layout(cpus_per_worker=2, gpus_per_worker=gpus)) == got
+
+
+def test_watching__says_it_whenever_the_last_node_with_room_has_gone(monkeypatch, caplog):
+    counts, over = iter([1, 0, 0, 0, 2, 0]), threading.Event()
+
+    def slots(layout: Layout) -> int:
+        try:
+            return next(counts)
+        except StopIteration:
+            over.set()
+            return 0
+
+    monkeypatch.setattr(cluster, "slots", slots)
+    monkeypatch.setattr(cluster, "_ROOM_EVERY_S", 0.001)
+    with cluster._watching(Layout()):
+        assert over.wait(60)
+    assert [record.message for record in caplog.records] == [
+        "No node of the cluster has room for a cell: they wait for one."
+    ] * 2

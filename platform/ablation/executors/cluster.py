@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 
 from ablation.cells import Cell
 from ablation.events import Observe
@@ -32,6 +33,7 @@ __all__ = ["run_cluster"]
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.25
+_ROOM_EVERY_S = 10.0
 _LOST_TRIALS = 100
 """So often in a round Tune begins a trial again whose process was lost; `retries` ends it before,
 unless it is lost before it begins an attempt."""
@@ -60,7 +62,7 @@ def run_cluster(
     """
     terms, waiting, lost = terms or Terms(), list(cells), dict[str, str]()
     ledger = ledger.patient(terms.patience_s, _log.warning)
-    with listening(observe) as events, _posting(stop_asked) as board:
+    with listening(observe) as events, _posting(stop_asked) as board, _watching(layout):
         job = Job(
             trainer=trainer,
             ledger=ledger,
@@ -145,6 +147,29 @@ def _posting(stop_asked: Callable[[], bool]) -> Generator[Any]:
         over.set()
         thread.join()
         ray.kill(board)
+
+
+@contextmanager
+def _watching(layout: Layout) -> Generator[None]:
+    """Say it when no node is left that could hold a cell: Ray waits for one without a word."""
+    over, told = threading.Event(), False
+
+    def watch() -> None:
+        nonlocal told
+        while not over.wait(_ROOM_EVERY_S):
+            with suppress(RayError):
+                none = slots(layout) == 0
+                if none and not told:
+                    _log.warning("No node of the cluster has room for a cell: they wait for one.")
+                told = none
+
+    thread = threading.Thread(target=watch, name="watching", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(1.0)  # a head that is lost may not answer
 
 
 def _groups(cells: Iterable[Cell]) -> list[list[Cell]]:
