@@ -114,18 +114,21 @@ class StageFolder:
         stage's lease: nobody else is at work then.
         """
         last = {claim.attempt: claim for claim in dead}
-        for attempt in self.attempts():
-            if attempt.ended is None:
-                claim = last.get(attempt.number)
-                how: Ended = "preempted" if claim and claim.notice else "lost"
-                self.end_attempt(
-                    attempt,
-                    how if raised is None else "failed",
-                    time_ms=claim.now_ms if claim else None,
-                    step=max(claim.step, attempt.from_step) if claim else None,
-                    cause=None if raised is None else cause_of(raised),
-                    error=said(raised) if raised else claim.notice if claim else "",
-                )
+        unended = [attempt for attempt in self.attempts() if attempt.ended is None]
+        for attempt in unended:
+            claim = last.get(attempt.number)
+            notice = claim.notice if claim else ""
+            how: tuple[Ended, Cause | None, str] = "preempted" if notice else "lost", None, notice
+            if raised is not None and attempt is unended[-1]:
+                how = "failed", cause_of(raised), said(raised)
+            self.end_attempt(
+                attempt,
+                how[0],
+                time_ms=claim.now_ms if claim else None,
+                step=max(claim.step, attempt.from_step) if claim else None,
+                cause=how[1],
+                error=how[2],
+            )
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Every try, the first one first; one whose record is damaged says only its number."""

@@ -47,6 +47,21 @@ def test_bury__records_what_the_dead_last_claimed(ledger):
     assert (fourth.ended, fourth.ended_ms, fourth.step) == ("interrupted", 110, 6)
 
 
+def test_bury__takes_what_was_raised_for_the_end_of_the_last(ledger):
+    stage = ledger.stage("ab" * 8)
+    for _ in range(3):
+        begun = stage.begin_attempt(time_ms=100, from_step=0, provenance={})
+    stage.end_attempt(begun, "interrupted", time_ms=110, step=6)
+    stage.bury([claim("000001-aa", attempt=2, step=9, notice="spot")], raised=MemoryError("all"))
+    ends = [(attempt.ended, attempt.cause, attempt.error) for attempt in stage.attempts()]
+    assert ends == [
+        ("lost", None, ""),
+        ("failed", "memory", "MemoryError: all"),
+        ("interrupted", None, ""),
+    ]
+    assert stage.attempts()[1].step == 9
+
+
 def test_bury__of_nobody_changes_nothing(ledger):
     stage = ledger.stage("ab" * 8)
     stage.bury([claim("000001-aa", attempt=1)])
