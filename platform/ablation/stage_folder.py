@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +117,14 @@ class StageFolder:
         unended = [attempt for attempt in self.attempts() if attempt.ended is None]
         for attempt in unended:
             claim = last.get(attempt.number)
-            notice = claim.notice if claim else ""
-            how: tuple[Ended, Cause | None, str] = "preempted" if notice else "lost", None, notice
+            at, step = (claim.now_ms, max(claim.step, attempt.from_step)) if claim else (None, None)
+            end = partial(self.end_attempt, attempt, time_ms=at, step=step)
             if raised is not None and attempt is unended[-1]:
-                how = "failed", cause_of(raised), said(raised)
-            self.end_attempt(
-                attempt,
-                how[0],
-                time_ms=claim.now_ms if claim else None,
-                step=max(claim.step, attempt.from_step) if claim else None,
-                cause=how[1],
-                error=how[2],
-            )
+                end("failed", cause=cause_of(raised), error=said(raised))
+            elif claim and claim.notice:
+                end("preempted", error=claim.notice)
+            else:
+                end("lost")
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Every try, the first one first; one whose record is damaged says only its number."""
