@@ -17,7 +17,7 @@ from ablation.stage_folder import StageFolder
 from chaos.marks import LONG_FORM
 from chaos.processes import command as command_of
 from chaos.processes import descendants, end
-from hpm.data.loading import epoch_order
+from hpm.data.sampling import epoch_order
 
 pytestmark = LONG_FORM
 

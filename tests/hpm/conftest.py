@@ -16,6 +16,7 @@ class Here:
     data: dict[str, Path] = field(default_factory=dict)
     threads: int = 1
     loaders: int = 0
+    download: bool = False
 
 
 @pytest.fixture(autouse=True)

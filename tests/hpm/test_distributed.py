@@ -104,7 +104,7 @@ def test_ranks__resume_bit_identically_and_equal_one_process(
     tiny = replace(tiny, optim=replace(tiny.optim, accumulate=2))
     alone = _train(tiny, tiny_place, tmp_path / "alone")
     _train(tiny, tiny_place, tmp_path / "half", save_at=5)
-    place = SimpleNamespace(data=tiny_place.data, threads=1, loaders=0)
+    place = SimpleNamespace(data=tiny_place.data, threads=1, loaders=0, download=False)
     given = pickle.dumps((tmp_path, tiny, place))
     others = [
         subprocess.Popen([sys.executable, __file__, str(rank)], stdin=subprocess.PIPE)

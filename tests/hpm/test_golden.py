@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpm.config import Decoder, Encoder
+from hpm.config import Decoder, Encoder, Predictor
 from hpm.determinism import settle
 from hpm.losses import absolute_loss, feature_loss, reconstruction_loss, relative_loss
 from hpm.masking import split_patches
@@ -49,7 +49,7 @@ def _close(ours: Tensor, official: Tensor) -> None:
 
 
 def _model(golden: dict[str, Tensor], role: str) -> MaskedModel:
-    model = MaskedModel(ENCODER, DECODER, image_size=32)
+    model = MaskedModel(ENCODER, DECODER, Predictor(), image_size=32)
     model.load_state_dict(from_official(_part(golden, f"{role}/")))
     return model.to(golden["images"].device)
 
@@ -80,11 +80,11 @@ def test_student_step__equals_the_official_with_its_gradients(golden: dict[str, 
     visible, hidden = split_patches(mask, 12)
     _close(student.encoder(images, visible), golden["student_latent"])
     prediction = student(images, visible, hidden)
-    _close(prediction.patches_BMP, golden["prediction_masked"])
+    _close(prediction.values_BMP, golden["prediction_masked"])
     _close(prediction.loss_BM, golden["predicted_loss_masked"])
 
     target = patchify(images, 8).take_along_dim(hidden[:, :, None], dim=1)
-    loss = reconstruction_loss(prediction.patches_BMP, target)
+    loss = reconstruction_loss(prediction.values_BMP, target)
     _close(loss, golden["reconstruction_loss_per_patch"])
     _close(loss.mean(), golden["reconstruction_loss"])
     _close(absolute_loss(prediction.loss_BM, loss.detach()), golden["predictor_loss_absolute"])

@@ -9,17 +9,15 @@ from PIL import Image
 
 from hpm.config import Data
 from hpm.data.errors import DataError
-from hpm.data.loading import (
+from hpm.data.loading import evaluation_batches, training_batches
+from hpm.data.sampling import (
+    Shares,
     epoch_order,
-    evaluation_batches,
     steps_per_epoch,
-    training_batches,
 )
 from hpm.data.source import open_source
 
 DATA = Data(name="toy", image_size=8)
-RUN = {"seed": 5, "batch_size": 12, "first_step": 0, "last_step": 10, "num_patches": 4}
-
 # PyTorch advises against more loader processes than processors; here their number is the question.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -45,8 +43,18 @@ class Toy:
         return index % 2
 
 
-def _training(source=Toy(), data=DATA, **changes):
-    return list(training_batches(source, data, **{**RUN, **changes}))
+def _draw(rng, step):
+    return rng.random(4, dtype=np.float32)
+
+
+def _training(source=Toy(), data=DATA, *, first=0, last=10, draw=_draw, **changes):
+    shares = Shares(**{"batch_size": 12, **_some(changes, Shares._fields)})
+    run = {"seed": 5, **_some(changes, ("seed", "loaders"))}
+    return list(training_batches(source, data, range(first, last), shares=shares, draw=draw, **run))
+
+
+def _some(changes, names):
+    return {name: value for name, value in changes.items() if name in names}
 
 
 def _assert_same(batches, others):
@@ -75,7 +83,7 @@ def test_steps_per_epoch__drops_what_is_left_over():
 
 def test_training__refuses_a_set_smaller_than_a_batch_at_once():
     with pytest.raises(DataError, match="got batch_size=12 for 11 images; make the batch smaller"):
-        training_batches(Toy(11), DATA, **RUN)
+        training_batches(Toy(11), DATA, range(10), seed=5, shares=Shares(12))
 
 
 def test_training__batches_have_shapes_and_types():
@@ -90,7 +98,7 @@ def test_training__batches_have_shapes_and_types():
 
 
 def test_training__takes_no_image_twice_in_an_epoch_and_new_views_in_the_next():
-    batches = _training(last_step=8)
+    batches = _training(last=8)
     epochs = [_joined(batches[:4]), _joined(batches[4:])]
     for epoch, (images, _, indices, noise) in enumerate(epochs):
         assert indices.tolist() == epoch_order(50, seed=5, epoch=epoch)[:48].tolist()
@@ -103,12 +111,12 @@ def test_training__takes_no_image_twice_in_an_epoch_and_new_views_in_the_next():
 
 
 def test_training__every_image_once_an_epoch_where_the_batch_divides_the_set():
-    indices = _joined(_training(batch_size=10, last_step=5))[2]
+    indices = _joined(_training(batch_size=10, last=5))[2]
     assert sorted(indices.tolist()) == list(range(50))
 
 
 def test_training__another_seed_changes_order_views_and_noise():
-    one, other = _training(last_step=4), _training(last_step=4, seed=6)
+    one, other = _training(last=4), _training(last=4, seed=6)
     assert not torch.equal(_joined(one)[2], _joined(other)[2])
     assert not torch.equal(_joined(one)[3].sort(0).values, _joined(other)[3].sort(0).values)
 
@@ -121,7 +129,7 @@ def test_training__is_the_same_with_loader_processes(loaders):
 @pytest.mark.parametrize("loaders", [0, 1])
 @pytest.mark.parametrize("first_step", [1, 4, 7])
 def test_training__resumes_as_if_never_interrupted(first_step, loaders):
-    _assert_same(_training(first_step=first_step, loaders=loaders), _training()[first_step:])
+    _assert_same(_training(first=first_step, loaders=loaders), _training()[first_step:])
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -149,7 +157,7 @@ def test_training__ranks_share_each_part():
 def test_training__views_and_noise_are_an_images_own_whatever_the_batch_size():
     by_index = [
         {int(k): (image, noise) for image, _, k, noise in zip(*_joined(batches), strict=True)}
-        for batches in (_training(last_step=4), _training(batch_size=6, last_step=8))
+        for batches in (_training(last=4), _training(batch_size=6, last=8))
     ]
     for index, (image, noise) in by_index[0].items():
         assert torch.equal(image, by_index[1][index][0])
@@ -157,7 +165,7 @@ def test_training__views_and_noise_are_an_images_own_whatever_the_batch_size():
 
 
 def test_training__noise_can_be_left_out_without_changing_views():
-    plain = _training(num_patches=0)
+    plain = _training(draw=None)
     assert plain[0].noise.shape == (12, 0)
     assert torch.equal(plain[0].images, _training()[0].images)
 
@@ -165,14 +173,14 @@ def test_training__noise_can_be_left_out_without_changing_views():
 def test_training__leaves_pytorchs_generator_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    _training(loaders=1, last_step=1)
+    _training(loaders=1, last=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("loaders", [0, 2])
 def test_training__names_an_image_that_turns_out_unreadable(loaders):
     with pytest.raises(DataError) as caught:
-        _training(Toy(broken=7), last_step=8, loaders=loaders)
+        _training(Toy(broken=7), last=8, loaders=loaders)
     assert str(caught.value) == "toy/7.jpg must be a readable image: it is not."
 
 

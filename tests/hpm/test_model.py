@@ -9,7 +9,7 @@ from hpm.config import Data, Decoder, Encoder, Mask, Predictor, Pretrain
 from hpm.learner import build_student
 from hpm.masking import split_patches
 from hpm.model import MaskedModel, VisionTransformer, initialize
-from hpm.teacher import build_teacher, needs_teacher, update_teacher
+from hpm.teacher import build_teacher, update_teacher
 
 
 def _mae(config: Pretrain) -> Pretrain:
@@ -40,7 +40,7 @@ def test_model__predicts_each_hidden_patch(tiny: Pretrain) -> None:
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, 4:] = True
     prediction = build_student(tiny, 0)(_images(), *split_patches(mask, 12))
-    assert prediction.patches_BMP.shape == (2, 12, 48)
+    assert prediction.values_BMP.shape == (2, 12, 48)
     assert prediction.loss_BM is not None
     assert prediction.loss_BM.shape == (2, 12)
 
@@ -60,7 +60,7 @@ def test_mae__has_no_predictor_and_no_teacher(tiny: Pretrain) -> None:
     config = _mae(tiny)
     student = build_student(config, 0)
     assert student.loss_predictor is None
-    assert not needs_teacher(config)
+    assert not config.needs_teacher
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, 4:] = True
     assert student(_images(), *split_patches(mask, 12)).loss_BM is None
@@ -120,7 +120,7 @@ def test_student__starts_as_an_mae_starts(tiny: Pretrain) -> None:
 
 def test_initialize__gives_an_encoder_alone_the_same_weights(tiny: Pretrain) -> None:
     alone = VisionTransformer(tiny.encoder, image_size=16)
-    whole = MaskedModel(tiny.encoder, tiny.decoder, image_size=16)
+    whole = MaskedModel(tiny.encoder, tiny.decoder, tiny.predictor, image_size=16)
     for model in (alone, whole):
         initialize(model, seed=3)
     for name, value in alone.state_dict().items():

@@ -7,9 +7,25 @@ from torch import Tensor
 from hpm.config import Predictor, Pretrain
 from hpm.learner import build_student
 from hpm.masking import draw_mask
-from hpm.model import Prediction
-from hpm.objective import hpm_losses
+from hpm.model import MaskedModel, Prediction
+from hpm.objective import Losses, Student, hpm_losses
+from hpm.progress import Place
+from hpm.schedules import at_step
+from hpm.targets import build_target
 from hpm.teacher import build_teacher
+
+
+def _losses(
+    student: Student,
+    teacher: MaskedModel | None,
+    config: Pretrain,
+    place: Place,
+    *,
+    num_hard: int = 0,
+) -> Losses:
+    now = at_step(config, 0, epoch_steps=1)._replace(num_hard=num_hard)
+    target = build_target(config, place)
+    return hpm_losses(student, teacher, *_batch(), config=config, target=target, now=now)
 
 
 def _batch(count: int = 3) -> tuple[Tensor, Tensor]:
@@ -20,7 +36,7 @@ def _batch(count: int = 3) -> tuple[Tensor, Tensor]:
     )
 
 
-def test_objective__hides_what_the_teacher_finds_hard(tiny: Pretrain) -> None:
+def test_objective__hides_what_the_teacher_finds_hard(tiny: Pretrain, tiny_place: Place) -> None:
     images, noise = _batch()
     student = build_student(tiny, 0)
     teacher = build_teacher(tiny, build_student(tiny, 1))
@@ -31,33 +47,33 @@ def test_objective__hides_what_the_teacher_finds_hard(tiny: Pretrain) -> None:
         prediction: Prediction = student(images_BCHW, visible_BK, hidden_BM)
         return prediction
 
-    losses = hpm_losses(watched, teacher, images, noise, config=tiny, num_hard=6)
+    losses = _losses(watched, teacher, tiny, tiny_place, num_hard=6)
     mask = draw_mask(noise, teacher.predict_loss(images), num_masked=12, num_hard=6)
     assert seen[0].equal(mask.nonzero()[:, 1].reshape(3, 12))
     assert losses.mask_BN.equal(mask)
 
 
-def test_objective__does_not_run_the_teacher_without_hard_patches(tiny: Pretrain) -> None:
+def test_objective__does_not_run_the_teacher_without_hard_patches(
+    tiny: Pretrain, tiny_place: Place
+) -> None:
     student = build_student(tiny, 0)
     teacher = build_teacher(tiny, student)
     calls = []
     teacher.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    with_teacher = hpm_losses(student, teacher, *_batch(), config=tiny, num_hard=0)
+    with_teacher = _losses(student, teacher, tiny, tiny_place)
     assert not calls
-    assert with_teacher.total.equal(
-        hpm_losses(student, None, *_batch(), config=tiny, num_hard=0).total
-    )
-    hpm_losses(student, teacher, *_batch(), config=tiny, num_hard=1)
+    assert with_teacher.total.equal(_losses(student, None, tiny, tiny_place).total)
+    _losses(student, teacher, tiny, tiny_place, num_hard=1)
     assert calls
 
 
 @pytest.mark.parametrize("objective", ["relative", "absolute"])
 def test_objective__stops_the_gradient_into_the_reconstructor(
-    tiny: Pretrain, objective: str
+    tiny: Pretrain, tiny_place: Place, objective: str
 ) -> None:
     config = replace(tiny, predictor=Predictor(objective=objective))
     student = build_student(config, 0)
-    losses = hpm_losses(student, None, *_batch(), config=config, num_hard=0)
+    losses = _losses(student, None, config, tiny_place)
     assert losses.predictor is not None
     losses.predictor.backward()
     assert student.reconstructor is not None
@@ -67,7 +83,7 @@ def test_objective__stops_the_gradient_into_the_reconstructor(
     assert student.encoder.cls_token.grad.abs().max() > 0
 
 
-def test_objective__computes_losses_in_float32(tiny: Pretrain) -> None:
+def test_objective__computes_losses_in_float32(tiny: Pretrain, tiny_place: Place) -> None:
     config = replace(tiny, precision="bfloat16")
-    losses = hpm_losses(build_student(config, 0), None, *_batch(), config=config, num_hard=0)
+    losses = _losses(build_student(config, 0), None, config, tiny_place)
     assert {loss.dtype for loss in losses[:3]} == {torch.float32}

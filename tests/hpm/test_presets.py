@@ -41,7 +41,7 @@ def test_preset__base_has_the_official_numbers() -> None:
     short, long = _pretrain("vit_base_in1k_200ep"), _pretrain("vit_base_in1k_800ep")
     assert (short.epochs, short.optim.batch_size, short.optim.accumulate) == (200, 2048, 8)
     assert (long.epochs, long.optim.batch_size, long.optim.accumulate) == (800, 256, 1)
-    assert (short.num_patches, short.num_masked) == (196, 147)
+    assert (short.num_patches, short.num_hidden(0.75)) == (196, 147)
     assert short.mask.hard_range == (0.0, 0.5)
 
 
@@ -53,5 +53,5 @@ def test_preset__large_differs_in_its_encoder_alone() -> None:
 
 def test_preset__pico_schedules_hard_patches_from_its_first_epoch() -> None:
     config = _pretrain("vit_pico_32px")
-    assert (config.num_patches, config.num_masked) == (64, 48)
+    assert (config.num_patches, config.num_hidden(0.75)) == (64, 48)
     assert config.mask.hard_range == (0.0, 0.5)

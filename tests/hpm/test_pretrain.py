@@ -75,6 +75,8 @@ def test_run__counts_steps_and_records_all_of_a_short_run(
         "grad_norm",
         "lr",
         "hard_share",
+        "hard_share_taken",
+        "mask_overlap",
         "ema_momentum",
     }
     assert steps[0].metrics["lr"] == 0.0

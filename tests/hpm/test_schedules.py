@@ -6,8 +6,8 @@ from hpm.config import Mask, Optim, Pretrain
 from hpm.schedules import (
     at_step,
     ema_momentum,
-    hard_share,
     learning_rate,
+    moved,
     num_hard,
     peak_learning_rate,
 )
@@ -17,18 +17,38 @@ from hpm.schedules import (
     ("epoch", "count"), [(0, 0), (1, 0), (2, 1), (49, 18), (99, 36), (149, 55), (199, 73)]
 )
 def test_num_hard__is_the_official_count_at_200_epochs(epoch: int, count: int) -> None:
-    assert num_hard(147, hard_share(epoch, first=0.0, last=0.5, parts=200)) == count
+    assert num_hard(147, moved(epoch, Mask(), (0.0, 0.5), parts=200)) == count
 
 
 def test_num_hard__begins_at_epoch_10_of_800() -> None:
-    counts = [num_hard(147, hard_share(e, first=0.0, last=0.5, parts=800)) for e in range(800)]
+    counts = [num_hard(147, moved(e, Mask(), (0.0, 0.5), parts=800)) for e in range(800)]
     assert counts.index(1) == 10
     assert [counts[e] for e in (199, 399, 599, 799)] == [18, 36, 55, 73]
 
 
-def test_hard_share__covers_constant_and_hard_to_easy() -> None:
-    assert {hard_share(e, first=0.3, last=0.3, parts=7) for e in range(7)} == {0.3}
-    assert hard_share(6, first=0.5, last=0.0, parts=7) == 0.0
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "step"])
+def test_moved__covers_constant_and_falling_and_ends_at_the_last(schedule: str) -> None:
+    mask = Mask(schedule=schedule)
+    assert {moved(e, mask, (0.3, 0.3), parts=7) for e in range(7)} == {0.3}
+    falling = [moved(e, mask, (0.5, 0.1), parts=7) for e in range(7)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] == 0.1
+    assert all(0.1 <= value <= 0.5 for value in falling)
+
+
+def test_moved__by_cosine_is_slow_at_both_ends_and_linear_in_the_middle() -> None:
+    line, curve = (
+        [moved(e, Mask(schedule=schedule), (0.0, 1.0), parts=100) for e in range(100)]
+        for schedule in ("linear", "cosine")
+    )
+    assert curve[9] < line[9]
+    assert curve[49] == pytest.approx(line[49])
+    assert curve[89] > line[89]
+
+
+def test_moved__by_a_step_jumps_once_and_where_it_is_told() -> None:
+    values = [moved(e, Mask(schedule="step", step_at=0.3), (0.0, 0.5), parts=10) for e in range(10)]
+    assert values == [0.0] * 3 + [0.5] * 7
 
 
 def test_learning_rate__warms_up_and_ends_at_0() -> None:
@@ -79,5 +99,18 @@ def test_at_step__has_no_hard_patches_where_the_share_is_0() -> None:
 def test_at_step__can_move_the_hard_share_with_every_step() -> None:
     config = replace(Pretrain(), epochs=50, mask=Mask(schedule_by="step"))
     shares = [at_step(config, step, epoch_steps=4).hard_share for step in range(200)]
-    assert shares == [hard_share(step, first=0.0, last=0.5, parts=200) for step in range(200)]
+    assert shares == [moved(step, Mask(), (0.0, 0.5), parts=200) for step in range(200)]
     assert len(set(shares)) == 200
+
+
+def test_at_step__can_move_the_mask_ratio() -> None:
+    config = replace(Pretrain(), mask=Mask(ratio=(0.5, 0.75), hard_share=(0.0, 1.0)))
+    counts = [at_step(config, step, epoch_steps=1) for step in range(200)]
+    assert [counts[0].num_masked, counts[-1].num_masked] == [99, 147]
+    assert counts[-1].num_hard == 147
+    assert all(count.num_hard <= count.num_masked for count in counts)
+
+
+def test_at_step__counts_squares_of_patches() -> None:
+    config = replace(Pretrain(), mask=Mask(ratio=0.6, unit=2, hard_share=0.0))
+    assert at_step(config, 0, epoch_steps=1).num_masked == 49 - 19

@@ -35,7 +35,7 @@ config = Pretrain(
     epochs=1,
     precision="float32",
 )
-place = SimpleNamespace(data={}, threads=1, loaders=0)
+place = SimpleNamespace(data={}, threads=1, loaders=0, download=False)
 steps = TRAINER.stages()["pretrain"].run(
     config, seed=0, place=place, inputs=None, resume=None, should_stop=lambda: False
 )

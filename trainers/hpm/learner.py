@@ -18,9 +18,10 @@ from hpm.model import MaskedModel, initialize
 from hpm.objective import hpm_losses
 from hpm.optim import build_optimizer, set_learning_rate
 from hpm.schedules import Scheduled
-from hpm.teacher import build_teacher, needs_teacher, update_teacher
+from hpm.targets import Target
+from hpm.teacher import build_teacher, update_teacher
 from hpm.tracing import digest
-from hpm.weights import Description, export_encoder
+from hpm.weights import Description, export_encoder, timm_state
 
 __all__ = ["Learner", "Taken", "build_student"]
 
@@ -36,13 +37,17 @@ class Taken(NamedTuple):
     """Each [B, N] bool."""
 
 
-def build_student(config: Pretrain, seed: int) -> MaskedModel:
-    """The model at step 0; what two rows have in common starts from the same weights."""
+def build_student(config: Pretrain, seed: int, *, outputs: int | None = None) -> MaskedModel:
+    """The model at step 0; what two rows have in common starts from the same weights.
+
+    `outputs` are the values of a patch's target (None: its pixels).
+    """
     student = MaskedModel(
         config.encoder,
         config.decoder,
+        config.predictor,
         image_size=config.data.image_size,
-        loss_predictor=config.predictor.objective != "none",
+        outputs=outputs,
     )
     initialize(student, seed=seed)
     return student
@@ -55,18 +60,20 @@ class Learner:
 
     config: Pretrain
     worker: Worker
+    target: Target
     student: MaskedModel
     teacher: MaskedModel | None
     optimizer: AdamW
 
     @classmethod
-    def start(cls, config: Pretrain, *, seed: int, worker: Worker) -> Self:
+    def start(cls, config: Pretrain, target: Target, *, seed: int, worker: Worker) -> Self:
         """Everything at step 0, on the worker's device."""
-        student = build_student(config, seed).to(worker.device)
-        teacher = build_teacher(config, student) if needs_teacher(config) else None
+        student = build_student(config, seed, outputs=target.outputs).to(worker.device)
+        teacher = build_teacher(config, student) if config.needs_teacher else None
         return cls(
             config=config,
             worker=worker,
+            target=target,
             student=student,
             teacher=None if teacher is None else teacher.to(worker.device),
             optimizer=build_optimizer(student, config.optim),
@@ -79,7 +86,7 @@ class Learner:
         sums: dict[str, Tensor] = {}
         masks = []
         for part in parts:
-            losses, mask_BN = self._backward(part, now.num_hard, len(parts))
+            losses, mask_BN = self._backward(part, now, len(parts))
             masks.append(mask_BN)
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss if name in sums else loss
@@ -130,12 +137,12 @@ class Learner:
         export_encoder(
             folder,
             Description(self.config.encoder, self.config.data),
-            student=self.student.encoder,
-            teacher=None if self.teacher is None else self.teacher.encoder,
+            student=timm_state(self.student.encoder),
+            teacher=None if self.teacher is None else timm_state(self.teacher.encoder),
         )
 
     def _backward(
-        self, part: Batch, num_hard: int, num_parts: int
+        self, part: Batch, now: Scheduled, num_parts: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         losses = hpm_losses(
             self.student,
@@ -143,11 +150,14 @@ class Learner:
             part.images.to(self.worker.device, non_blocking=True),
             part.noise.to(self.worker.device, non_blocking=True),
             config=self.config,
-            num_hard=num_hard,
+            target=self.target,
+            now=now,
         )
         # The gradient is the mean over the parts; torch leaves `backward` without types.
         torch.autograd.backward(losses.total / num_parts)
         values = {"loss": losses.total, "reconstruction_loss": losses.reconstruction}
         if losses.predictor is not None:
             values["predictor_loss"] = losses.predictor
+        if self.teacher is not None:
+            values["mask_overlap"] = losses.overlap
         return {name: value.detach() for name, value in values.items()}, losses.mask_BN

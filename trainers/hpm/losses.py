@@ -3,16 +3,34 @@
 Letters: B images, M hidden patches, P values of one patch.
 """
 
+from typing import Literal, assert_never
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["absolute_loss", "feature_loss", "reconstruction_loss", "relative_loss"]
+__all__ = ["absolute_loss", "feature_loss", "reconstruction_loss", "relative_loss", "token_loss"]
 
 
-def reconstruction_loss(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Mean squared error of each hidden patch [B, M]."""
-    return (prediction_BMP - target_BMP).square().mean(dim=-1)
+def reconstruction_loss(
+    prediction_BMP: Tensor, target_BMP: Tensor, form: Literal["mse", "l1", "smooth-l1"] = "mse"
+) -> Tensor:
+    """Error of each hidden patch [B, M]: the mean over its values, squared as officially."""
+    match form:
+        case "mse":
+            error_BMP = (prediction_BMP - target_BMP).square()
+        case "l1":
+            error_BMP = (prediction_BMP - target_BMP).abs()
+        case "smooth-l1":
+            error_BMP = functional.smooth_l1_loss(prediction_BMP, target_BMP, reduction="none")
+        case other:
+            assert_never(other)
+    return error_BMP.mean(dim=-1)
+
+
+def token_loss(scores_BMP: Tensor, tokens_BM: Tensor) -> Tensor:
+    """Cross-entropy [B, M] of each hidden patch's token among P (BEiT)."""
+    return functional.cross_entropy(scores_BMP.transpose(1, 2), tokens_BM, reduction="none")
 
 
 def feature_loss(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """The networks: an encoder, and over its tokens a reconstructor and a loss predictor.
 
-Both heads share one projection of the encoder's tokens, one mask token and one table of
-positions, and have blocks of their own. One class serves all roles: MAE has no loss predictor,
-a teacher no reconstructor.
+Officially both heads share one projection of the encoder's tokens, one mask token and one table of
+positions, and have blocks of their own. One class serves all roles: MAE has no loss predictor, a
+teacher no reconstructor, and SimMIM's encoder sees the mask tokens.
 
-Letters: B images, N patches, K visible, M hidden, D width, P values of one patch (3 p * p),
-T tokens.
+Letters: B images, N patches, K visible, M hidden, D width, P values said of one patch, T tokens.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -37,7 +36,7 @@ _NORM_EPS = 1e-6
 class Prediction(NamedTuple):
     """What a student says of the hidden patches; an MAE has no loss predictor."""
 
-    patches_BMP: Tensor
+    values_BMP: Tensor
     loss_BM: Tensor | None
 
 
@@ -60,92 +59,198 @@ class VisionTransformer(nn.Module):
         tokens_BKD = self.patch_embed(images_BCHW) + self.positions_ND
         if visible_BK is not None:
             tokens_BKD = tokens_BKD.take_along_dim(visible_BK[:, :, None], dim=1)
-        cls = self.cls_token.expand(len(tokens_BKD), -1, -1)
-        tokens: Tensor = self.norm(self.blocks(torch.cat([cls, tokens_BKD], dim=1)))
+        return self._encode(tokens_BKD)
+
+    def complete(self, images_BCHW: Tensor, hidden_BM: Tensor, mask_token: Tensor) -> Tensor:
+        """Normalised tokens [B, 1+N, D] of all patches, the hidden ones replaced by mask tokens."""
+        tokens_BND = self.patch_embed(images_BCHW)
+        masks = mask_token.to(tokens_BND.dtype).expand(*hidden_BM.shape, -1)
+        index = hidden_BM[:, :, None].expand_as(masks)
+        return self._encode(tokens_BND.scatter(1, index, masks) + self.positions_ND)
+
+    def attend(self, images_BCHW: Tensor) -> Tensor:
+        """Attention [B, N] of the CLS token to every patch: of the last block, mean of its heads.
+
+        AttMask (Kakogeorgiou et al., ECCV 2022) masks by it.
+        """
+        tokens = self._place(self.patch_embed(images_BCHW) + self.positions_ND)
+        *before, last = self.blocks
+        for block in before:
+            tokens = block(tokens)
+        batch, count, width = tokens.shape
+        heads = last.attn.num_heads
+        qkv = last.attn.qkv(last.norm1(tokens))
+        query, key, _ = qkv.reshape(batch, count, 3, heads, width // heads).unbind(2)
+        scores = torch.einsum("bhd,bnhd->bhn", query[:, 0], key).float() * (width // heads) ** -0.5
+        return scores.softmax(dim=-1).mean(dim=1)[:, 1:]
+
+    def _encode(self, tokens_BKD: Tensor) -> Tensor:
+        tokens: Tensor = self.norm(self.blocks(self._place(tokens_BKD)))
         return tokens
+
+    def _place(self, tokens_BKD: Tensor) -> Tensor:
+        cls = self.cls_token.expand(len(tokens_BKD), -1, -1)
+        return torch.cat([cls, tokens_BKD], dim=1)
 
 
 class Head(nn.Module):
-    """Blocks over visible and mask tokens, and P values for each token that is asked for."""
+    """Blocks over visible and mask tokens, and P values for each token that is asked for.
 
-    def __init__(self, settings: config.Decoder, *, mlp_ratio: float, outputs: int) -> None:
+    Without blocks it is one linear layer on the encoder's tokens.
+    """
+
+    def __init__(self, settings: config.Decoder, encoder: config.Encoder, *, outputs: int) -> None:
         super().__init__()
-        self.blocks = _blocks(settings.width, settings.depth, settings.heads, mlp_ratio)
-        self.norm = nn.LayerNorm(settings.width, eps=_NORM_EPS)
-        self.output = nn.Linear(settings.width, outputs)
+        self.linear = settings.depth == 0
+        width = encoder.width if self.linear else settings.width
+        self.blocks = _blocks(width, settings.depth, settings.heads, encoder.mlp_ratio)
+        self.norm = nn.Identity() if self.linear else nn.LayerNorm(width, eps=_NORM_EPS)
+        self.output = nn.Linear(width, outputs)
+
+    def trunk(self, tokens_BTD: Tensor, first: int) -> Tensor:
+        """What enters the last layer: the tokens [B, T - first, D] from `first` on."""
+        tokens: Tensor = self.norm(self.blocks(tokens_BTD)[:, first:])
+        return tokens
 
     def forward(self, tokens_BTD: Tensor, first: int) -> Tensor:
         """Outputs [B, T - first, P] of the tokens from `first` on."""
-        values: Tensor = self.output(self.norm(self.blocks(tokens_BTD)[:, first:]))
+        values: Tensor = self.output(self.trunk(tokens_BTD, first))
         return values
 
 
 class DecoderInput(nn.Module):
-    """What both heads see: visible tokens narrowed, hidden ones as mask tokens, all placed."""
+    """What heads see: visible tokens narrowed, hidden ones as mask tokens, all placed.
+
+    Where the encoder has seen mask tokens already, there are none here.
+    """
 
     positions_ND: Tensor
 
     def __init__(self, encoder: config.Encoder, width: int, *, image_size: int) -> None:
         super().__init__()
         self.embed = nn.Linear(encoder.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        if not encoder.mask_tokens:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         table = positions(image_size // encoder.patch_size, width)
         self.register_buffer("positions_ND", table, persistent=False)
 
     def forward(self, encoded_BTD: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """Tokens [B, 1+K+M, D]: CLS, then the visible patches, then the hidden ones."""
-        embedded = self.embed(encoded_BTD)
-        masks = self.mask_token.expand(*hidden_BM.shape, -1)
-        patches = torch.cat([embedded[:, 1:], masks], dim=1)
-        places = self.positions_ND[torch.cat([visible_BK, hidden_BM], dim=1)]
-        return torch.cat([embedded[:, :1], patches + places], dim=1)
+        tokens = self.embed(encoded_BTD)
+        order = torch.cat([visible_BK, hidden_BM], dim=1)
+        if tokens.shape[1] < 1 + order.shape[1]:
+            masks = self.mask_token.expand(*hidden_BM.shape, -1)
+            tokens = torch.cat([tokens, masks], dim=1)
+        return torch.cat([tokens[:, :1], tokens[:, 1:] + self.positions_ND[order]], dim=1)
 
 
 class MaskedModel(nn.Module):
-    """Encoder and heads: `forward` looks at masked images, `predict_loss` at whole ones."""
+    """Encoder and heads: `forward` looks at masked images, `predict_loss` at whole ones.
+
+    `outputs` are the values that the reconstructor says of a patch (None: those of its pixels).
+    """
 
     def __init__(
         self,
         encoder: config.Encoder,
         decoder: config.Decoder,
+        predictor: config.Predictor,
         *,
         image_size: int,
+        outputs: int | None = None,
         reconstructor: bool = True,
-        loss_predictor: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = VisionTransformer(encoder, image_size=image_size)
-        self.decoder_input = DecoderInput(encoder, decoder.width, image_size=image_size)
-        head = partial(
-            Head, decoder, mlp_ratio=encoder.mlp_ratio, outputs=3 * encoder.patch_size**2
-        )
-        self.reconstructor = head() if reconstructor else None
-        self.loss_predictor = head() if loss_predictor else None
+        # A module of its own, for a model's own parameters would be drawn before the encoder's.
+        self.hidden = nn.ParameterDict()
+        if encoder.mask_tokens:
+            self.hidden["mask_token"] = nn.Parameter(torch.zeros(1, 1, encoder.width))
+        own, pixels = predictor.blocks(decoder), 3 * encoder.patch_size**2
+        self.outputs = outputs or pixels
+        predicts = predictor.objective != "none"
+        enter = partial(DecoderInput, encoder, image_size=image_size)
+        shared = decoder.depth > 0 or (predicts and predictor.shares == "input" and own.depth > 0)
+        self.decoder_input = enter(decoder.width) if shared else None
+        self.reconstructor = None
+        if reconstructor or (predicts and predictor.shares == "blocks"):
+            self.reconstructor = Head(decoder, encoder, outputs=self.outputs)
+        self.predictor_input: DecoderInput | None = None
+        self.loss_predictor: Head | nn.Linear | None = None
+        match predictor.shares:
+            case _ if not predicts:
+                pass
+            case "input":
+                self.loss_predictor = Head(own, encoder, outputs=pixels)
+            case "blocks":
+                self.loss_predictor = nn.Linear(decoder.width, pixels)
+            case "nothing":
+                self.predictor_input = enter(own.width) if own.depth > 0 else None
+                self.loss_predictor = Head(own, encoder, outputs=pixels)
+            case other:
+                assert_never(other)
 
     def forward(self, images_BCHW: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Prediction:
         """Predictions for the hidden patches from the visible ones, in the order of `hidden`."""
         assert self.reconstructor is not None, "this model has no reconstructor"
-        encoded = self.encoder(images_BCHW, visible_BK)
-        tokens = self.decoder_input(encoded, visible_BK, hidden_BM)
-        first = 1 + visible_BK.shape[1]
-        return Prediction(self.reconstructor(tokens, first), self._loss(tokens, first))
+        encoded, first = self._encode(images_BCHW, visible_BK, hidden_BM), 1 + visible_BK.shape[1]
+        shared = self._enter(self.decoder_input, encoded, visible_BK, hidden_BM)
+        trunk = self.reconstructor.trunk(encoded if self.reconstructor.linear else shared, first)
+        values = self.reconstructor.output(trunk)
+        match self.loss_predictor:
+            case None:
+                return Prediction(values, None)
+            case nn.Linear() as output:
+                return Prediction(values, _mean(output(trunk)))
+            case head:
+                if self.predictor_input is not None:
+                    shared = self._enter(self.predictor_input, encoded, visible_BK, hidden_BM)
+                return Prediction(values, _mean(head(encoded if head.linear else shared, first)))
 
     def predict_loss(self, images_BCHW: Tensor) -> Tensor:
-        """Predicted loss [B, N] of every patch of whole images; the reconstructor does not run."""
-        encoded = self.encoder(images_BCHW)
-        batch, tokens = encoded.shape[:2]
-        every_BN = torch.arange(tokens - 1, device=encoded.device).expand(batch, -1)
-        loss_BN = self._loss(self.decoder_input(encoded, every_BN, every_BN[:, :0]), first=1)
-        assert loss_BN is not None, "this model has no loss predictor"
-        return loss_BN
+        """Predicted loss [B, N] of every patch of whole images."""
+        return self.predicted(self.encoder(images_BCHW))
 
-    def _loss(self, tokens_BTD: Tensor, first: int) -> Tensor | None:
-        if self.loss_predictor is None:
-            return None
-        # Official: as many outputs as the reconstructor, whose mean is the predicted loss.
-        # In float32, for a mean rounded to bfloat16 would leave ties in the order of the patches.
-        loss: Tensor = self.loss_predictor(tokens_BTD, first).float().mean(dim=-1)
-        return loss
+    def predicted(self, encoded_BTD: Tensor) -> Tensor:
+        """Predicted loss [B, N] of every patch from the encoder's tokens of whole images.
+
+        The reconstructor does not run, but for blocks that it shares.
+        """
+        every_BN = torch.arange(encoded_BTD.shape[1] - 1, device=encoded_BTD.device)
+        every_BN = every_BN.expand(len(encoded_BTD), -1)
+        enter = self.predictor_input or self.decoder_input
+        tokens = self._enter(enter, encoded_BTD, every_BN, every_BN[:, :0])
+        match self.loss_predictor:
+            case None:
+                raise AssertionError("this model has no loss predictor")
+            case nn.Linear() as output:
+                assert self.reconstructor is not None
+                return _mean(output(self.reconstructor.trunk(tokens, 1)))
+            case head:
+                return _mean(head(encoded_BTD if head.linear else tokens, 1))
+
+    def _encode(self, images_BCHW: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """Tokens of CLS and visible patches; then of the hidden, where they are mask tokens."""
+        if "mask_token" not in self.hidden:
+            encoded: Tensor = self.encoder(images_BCHW, visible_BK)
+            return encoded
+        tokens = self.encoder.complete(images_BCHW, hidden_BM, self.hidden["mask_token"])
+        order = torch.cat([visible_BK, hidden_BM], dim=1) + 1
+        patches = tokens.take_along_dim(order[:, :, None], dim=1)
+        return torch.cat([tokens[:, :1], patches], dim=1)
+
+    def _enter(
+        self, enter: DecoderInput | None, encoded: Tensor, visible_BK: Tensor, hidden_BM: Tensor
+    ) -> Tensor:
+        return encoded if enter is None else enter(encoded, visible_BK, hidden_BM)
+
+
+def _mean(outputs_BNP: Tensor) -> Tensor:
+    """Official: the mean of as many outputs as a patch has pixel values is the predicted loss.
+
+    In float32, for a mean rounded to bfloat16 would leave ties in the order of the patches.
+    """
+    return outputs_BNP.float().mean(dim=-1)
 
 
 def positions(side: int, width: int) -> Tensor:

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from hpm.config import Pretrain
-from hpm.data.loading import Batch, steps_per_epoch, training_batches
+from hpm.data.loading import Batch, training_batches
+from hpm.data.sampling import Shares, steps_per_epoch
 from hpm.data.source import Source, open_source
 from hpm.determinism import settle
 from hpm.distributed import Worker, all_mean, this_worker
 from hpm.learner import Learner
+from hpm.noise import MaskNoise
 from hpm.progress import NonFiniteLossError, Place, Progress, Result, StageRun
 from hpm.schedules import Scheduled, at_step
+from hpm.targets import build_target
 
 __all__ = ["run"]
 
@@ -41,9 +44,10 @@ def run(
     """Pretrain, and export the encoders of student and teacher.
 
     About 200 steps of a run have metrics, the last among them: `loss`, `reconstruction_loss`,
-    `predictor_loss`, `grad_norm` (before clipping), `lr`, and with a teacher `hard_share` and
-    `ema_momentum`. A trace has `weights`, `teacher` where there is one, `optimizer`, and
-    of the step and this worker `samples` and `masks`.
+    `predictor_loss`, `grad_norm` (before clipping), `lr`, and with a teacher `ema_momentum`,
+    `hard_share`, `hard_share_taken` (of whole patches) and `mask_overlap`, the share of the hidden
+    patches that chance alone would have hidden. A trace has `weights`, `teacher` where there is
+    one, `optimizer`, and of the step and this worker `samples` and `masks`.
 
     Raises:
         DataError: the training set is absent, unreadable or smaller than a batch.
@@ -56,7 +60,7 @@ def run(
     epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
     total = config.epochs * epoch_steps
 
-    learner = Learner.start(config, seed=seed, worker=worker)
+    learner = Learner.start(config, build_target(config, place), seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
     steps = range(done, total)
     batches = _batches(source, config, steps, seed=seed, worker=worker, loaders=place.loaders)
@@ -80,17 +84,14 @@ def run(
 def _batches(
     source: Source, config: Pretrain, steps: range, *, seed: int, worker: Worker, loaders: int
 ) -> Iterator[Batch]:
+    optim = config.optim
     return training_batches(
         source,
         config.data,
+        steps,
         seed=seed,
-        batch_size=config.optim.batch_size,
-        parts=config.optim.accumulate,
-        rank=worker.rank,
-        world=worker.world,
-        first_step=steps.start,
-        last_step=steps.stop,
-        num_patches=config.num_patches,
+        shares=Shares(optim.batch_size, optim.accumulate, worker.rank, worker.world),
+        draw=MaskNoise(config, steps_per_epoch(len(source), optim.batch_size)),
         loaders=loaders,
     )
 
@@ -99,7 +100,11 @@ def _metrics(means: Mapping[str, Tensor], now: Scheduled, *, teacher: bool) -> d
     values = all_mean(torch.stack(list(means.values()))).tolist()
     metrics = dict(zip(means, values, strict=True)) | {"lr": now.learning_rate}
     if teacher:
-        metrics |= {"hard_share": now.hard_share, "ema_momentum": now.momentum}
+        metrics |= {
+            "hard_share": now.hard_share,
+            "hard_share_taken": now.num_hard / now.num_masked,
+            "ema_momentum": now.momentum,
+        }
     return metrics
 
 

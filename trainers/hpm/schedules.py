@@ -1,16 +1,16 @@
-"""What changes over a run, as plain numbers: learning rate, hard share, the teacher's momentum."""
+"""What changes over a run, as plain numbers: learning rate, masks, the teacher's momentum."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
-from hpm.config import Optim, Pretrain
+from hpm.config import Mask, Optim, Pretrain
 
 __all__ = [
     "Scheduled",
     "at_step",
     "ema_momentum",
-    "hard_share",
     "learning_rate",
+    "moved",
     "num_hard",
     "peak_learning_rate",
 ]
@@ -34,16 +34,29 @@ def learning_rate(epoch: float, *, peak: float, warmup_epochs: float, epochs: fl
     return peak * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def hard_share(part: int, *, first: float, last: float, parts: int) -> float:
-    """Share of the hidden patches that the predicted loss chooses in a part (from 0) of a run.
+def moved(part: int, mask: Mask, between: tuple[float, float], *, parts: int) -> float:
+    """A value that moves from the first to the last over the parts (from 0) of a run.
 
-    Official: the parts are epochs; the share of the last one is `last`.
+    Official: linear, and the parts are epochs; the value of the last one is the last.
     """
-    return first + (last - first) * (part + 1) / parts
+    first, last = between
+    if first == last:
+        return first
+    done = (part + 1) / parts
+    match mask.schedule:
+        case "linear":
+            pass
+        case "cosine":
+            done = 0.5 * (1.0 - math.cos(math.pi * done))
+        case "step":
+            done = float(done > mask.step_at)
+        case other:
+            assert_never(other)
+    return first * (1.0 - done) + last * done
 
 
 def num_hard(num_masked: int, share: float) -> int:
-    """Hidden patches that the predicted loss chooses: the share, rounded down as officially."""
+    """Hidden units that the guide chooses: the share, rounded down as officially."""
     return int(num_masked * share)
 
 
@@ -55,11 +68,14 @@ def ema_momentum(epoch: float, *, start: float, end: float, ramp_epochs: float) 
 
 
 class Scheduled(NamedTuple):
-    """What holds for one optimizer step."""
+    """What holds for one optimizer step; a unit is a square of patches that are hidden together."""
 
     learning_rate: float
     hard_share: float
+    num_masked: int
+    """Units."""
     num_hard: int
+    """Units, of those that are hidden."""
     momentum: float
 
 
@@ -68,10 +84,11 @@ def at_step(config: Pretrain, step: int, *, epoch_steps: int) -> Scheduled:
 
     As officially, the learning rate moves with every step, the momentum with every epoch.
     """
-    epoch, (first, last) = step // epoch_steps, config.mask.hard_range
-    by_epoch = config.mask.schedule_by == "epoch"
+    epoch, mask = step // epoch_steps, config.mask
+    by_epoch = mask.schedule_by == "epoch"
     part, parts = (epoch, config.epochs) if by_epoch else (step, config.epochs * epoch_steps)
-    share = hard_share(part, first=first, last=last, parts=parts)
+    share = moved(part, mask, mask.hard_range, parts=parts)
+    num_masked = config.num_hidden(moved(part, mask, mask.ratio_range, parts=parts))
     return Scheduled(
         learning_rate=learning_rate(
             step / epoch_steps,
@@ -80,7 +97,8 @@ def at_step(config: Pretrain, step: int, *, epoch_steps: int) -> Scheduled:
             epochs=config.epochs,
         ),
         hard_share=share,
-        num_hard=num_hard(config.num_masked, share),
+        num_masked=num_masked,
+        num_hard=num_hard(num_masked, share),
         momentum=ema_momentum(
             epoch, start=config.ema.start, end=config.ema.end, ramp_epochs=config.ema.ramp_epochs
         ),

@@ -8,18 +8,18 @@ import torch
 from hpm.config import Pretrain
 from hpm.model import MaskedModel
 
-__all__ = ["build_teacher", "needs_teacher", "update_teacher"]
-
-
-def needs_teacher(config: Pretrain) -> bool:
-    """Whether any mask of the run may depend on predicted losses."""
-    return max(config.mask.hard_range) > 0
+__all__ = ["build_teacher", "update_teacher"]
 
 
 def build_teacher(config: Pretrain, student: MaskedModel) -> MaskedModel:
     """The student's encoder and loss predictor as they are now; a teacher reconstructs nothing."""
     teacher = MaskedModel(
-        config.encoder, config.decoder, image_size=config.data.image_size, reconstructor=False
+        config.encoder,
+        config.decoder,
+        config.predictor,
+        image_size=config.data.image_size,
+        outputs=student.outputs,
+        reconstructor=False,
     )
     state = student.state_dict()
     teacher.load_state_dict({name: state[name] for name in teacher.state_dict()})

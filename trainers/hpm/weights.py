@@ -1,7 +1,9 @@
-"""Weights that come in and go out: official names to ours, and encoders as safetensors.
+"""Weights that come in and go out: official names to ours, and encoders as timm checkpoints.
 
 A folder of exported encoders holds `student.safetensors`, `teacher.safetensors` where there was a
-teacher, and `encoder.json`, which says what they are and which images they were trained on.
+teacher, and `encoder.json`, which says what they are and which images they were trained on. Each
+of the files is a checkpoint of timm's plain `VisionTransformer`: ours has its names already, and
+only the position embedding, which it computes, is added.
 """
 
 import json
@@ -9,15 +11,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 from safetensors.torch import load_file, save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer as TimmEncoder
 from torch import Tensor
 
 from hpm.config import Data, Encoder
 from hpm.model import VisionTransformer
 
-__all__ = ["Description", "export_encoder", "from_official", "load_encoder"]
+__all__ = ["Description", "Role", "export_encoder", "from_official", "load_encoder", "timm_state"]
+
+Role: TypeAlias = Literal["student", "teacher"]
 
 # Official name (anchored, as a pattern) to ours; positions are computed here, not stored.
 _RENAMED = {
@@ -50,31 +57,71 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_rename(name): value for name, value in state.items() if name not in _COMPUTED}
 
 
+def timm_state(encoder: VisionTransformer) -> dict[str, Tensor]:
+    """An encoder as the state of timm's: the CLS token has no position, so its row is zero."""
+    table = torch.nn.functional.pad(encoder.positions_ND, (0, 0, 1, 0))[None]
+    state = {name: value for name, value in encoder.state_dict().items() if name != "mask_token"}
+    return {**state, "pos_embed": table}
+
+
 def export_encoder(
     folder: Path,
     description: Description,
     *,
-    student: VisionTransformer,
-    teacher: VisionTransformer | None = None,
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the encoders, and what they are, into an existing folder."""
-    for name, encoder in (("student", student), ("teacher", teacher)):
-        if encoder is not None:
-            tensors = {key: value.contiguous() for key, value in encoder.state_dict().items()}
-            save_file(tensors, folder / f"{name}.safetensors")
+    """Write the states of encoders, named as timm's, and what they are, into an existing folder."""
+    for role, state in (("student", student), ("teacher", teacher)):
+        if state is not None:
+            tensors = {name: value.contiguous() for name, value in state.items()}
+            save_file(tensors, folder / f"{role}.safetensors")
     text = json.dumps(description._asdict(), default=asdict, indent=2)
     (folder / "encoder.json").write_text(text + "\n")
 
 
 def load_encoder(
-    folder: Path, *, role: Literal["student", "teacher"] = "student"
-) -> tuple[VisionTransformer, Description]:
-    """An exported encoder on the CPU, in evaluation mode, and what it is."""
+    folder: Path,
+    *,
+    role: Role = "student",
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    classes: int = 0,
+) -> tuple[TimmEncoder, Description]:
+    """An exported encoder on the CPU, in evaluation mode, and what it is.
+
+    It maps images to normalised tokens [B, 1+N, D], CLS first; its positions are resized where
+    `image_size` is another than that of training. With `classes` it maps them to scores [B, C]:
+    patch tokens are averaged, then normalised by a norm and weighed by a layer that are both new,
+    which is the official form of fine-tuning. `drop_path` is that of the last block, and of the
+    others in proportion.
+
+    Raises:
+        RuntimeError: the files are not those of an encoder as described.
+    """
     document = json.loads((folder / "encoder.json").read_text())
-    description = Description(Encoder(**document["encoder"]), Data(**document["data"]))
-    encoder = VisionTransformer(description.encoder, image_size=description.data.image_size)
-    encoder.load_state_dict(load_file(folder / f"{role}.safetensors"))
-    return encoder.eval(), description
+    settings, data = Encoder(**document["encoder"]), Data(**document["data"])
+    encoder = TimmEncoder(
+        img_size=image_size or data.image_size,
+        patch_size=settings.patch_size,
+        embed_dim=settings.width,
+        depth=settings.depth,
+        num_heads=settings.heads,
+        mlp_ratio=settings.mlp_ratio,
+        drop_path_rate=drop_path,
+        num_classes=classes,
+        global_pool="avg" if classes else "",
+    )
+    state = load_file(folder / f"{role}.safetensors")
+    grid = encoder.patch_embed.grid_size
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(grid), verbose=False)
+    new = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
+    if classes:
+        own = encoder.state_dict()
+        state = {name: value for name, value in state.items() if not name.startswith("norm.")}
+        state |= {name: own[name] for name in new}
+    encoder.load_state_dict(state)
+    return encoder.eval(), Description(settings, data)
 
 
 def _rename(name: str) -> str:

@@ -22,6 +22,7 @@ class Here:
     data: Mapping[str, Path]
     threads: int = 1
     loaders: int = 0
+    download: bool = False
 
 
 @dataclass

@@ -39,7 +39,7 @@ def work(rank, export, root, target):
     distributed.init_process_group(
         "gloo", init_method=f"file://{target}/meeting", rank=rank, world_size=2
     )
-    place = SimpleNamespace(data={"colours": root}, threads=1, loaders=0)
+    place = SimpleNamespace(data={"colours": root}, threads=1, loaders=0, download=False)
     given = {"seed": 0, "place": place, "inputs": export, "should_stop": lambda: False}
     for augment in (False, True):
         stage = linear.run(probe(augment), resume=None, **given)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias, final
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hpm.config import Data
@@ -119,11 +118,12 @@ class Features:
         """Add what is missing, and stop for a moment after each batch."""
         worker = this_worker()
         batches = evaluation_batches(
-            _Rest(self.source, self.filled),
+            self.source,
             encoder.data.image_size,
             batch_size=BATCH,
             rank=worker.rank,
             world=worker.world,
+            first=self.filled,
             loaders=loaders,
         )
         while self.filled < len(self.source):
@@ -165,24 +165,3 @@ def _require_room(images: int, width: int) -> None:
             f"{images} images need {needed / 2**30:.0f} GiB. "
             "Give a pixels reference a smaller data.image_size, or evaluate on fewer images."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """A source from its image `first` on."""
-
-    source: Source
-    first: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return len(self.source) - self.first
-
-    def image(self, index: int) -> Image.Image:
-        return self.source.image(self.first + index)
-
-    def label(self, index: int) -> int:
-        return self.source.label(self.first + index)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hpm.checkpoint import load_state, save_state
 from hpm.config import Data
-from hpm.data.loading import epoch_order, steps_per_epoch, training_batches
+from hpm.data.loading import training_batches
+from hpm.data.sampling import Shares, epoch_order, steps_per_epoch
 from hpm.data.source import Source, open_source
 from hpm.determinism import settle
 from hpm.distributed import all_gather, this_worker
@@ -160,16 +161,10 @@ class _Work:
 
     def _encoded(self, loaders: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         worker = this_worker()
+        shares = Shares(self.probe.config.batch_size, rank=worker.rank, world=worker.world)
+        steps = range(self.probe.done, self.probe.total)
         for batch in training_batches(
-            self.source,
-            self.data,
-            seed=self.seed,
-            batch_size=self.probe.config.batch_size,
-            rank=worker.rank,
-            world=worker.world,
-            first_step=self.probe.done,
-            last_step=self.probe.total,
-            loaders=loaders,
+            self.source, self.data, steps, seed=self.seed, shares=shares, loaders=loaders
         ):
             rows_BD = self.encoder.encode(batch.images)
             labels_B = all_gather(batch.labels.to(rows_BD.device))

