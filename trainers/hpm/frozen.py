@@ -35,7 +35,7 @@ _PACKAGED_SCALE = (127 / 255, 128 / 255)
 class FrozenTeacher:
     """A function from images, normalised as the student's, to features of the student's patches."""
 
-    model: nn.Module
+    model: Any
     layer: int
     project: bool
     width: int
@@ -100,7 +100,8 @@ class FrozenTeacher:
             features_BND = map_BDHW.flatten(2).transpose(1, 2)
             if self.project:
                 features_BND = self.model.head(features_BND)
-        return features_BND.float()
+        features: Tensor = features_BND.float()
+        return features
 
 
 def load_codebook(config: Pretrain, place: Place, *, width: int) -> Tensor:

@@ -8,7 +8,7 @@ Letters: B images, N patches, K visible, M hidden, D width, P values said of one
 """
 
 from functools import partial
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -74,7 +74,8 @@ class VisionTransformer(nn.Module):
         AttMask (Kakogeorgiou et al., ECCV 2022) masks by it.
         """
         tokens = self._place(self.patch_embed(images_BCHW) + self.positions_ND)
-        *before, last = self.blocks
+        blocks: list[Any] = list(self.blocks)
+        *before, last = blocks
         for block in before:
             tokens = block(tokens)
         batch, count, width = tokens.shape
@@ -82,7 +83,8 @@ class VisionTransformer(nn.Module):
         qkv = last.attn.qkv(last.norm1(tokens))
         query, key, _ = qkv.reshape(batch, count, 3, heads, width // heads).unbind(2)
         scores = torch.einsum("bhd,bnhd->bhn", query[:, 0], key).float() * (width // heads) ** -0.5
-        return scores.softmax(dim=-1).mean(dim=1)[:, 1:]
+        attention: Tensor = scores.softmax(dim=-1).mean(dim=1)[:, 1:]
+        return attention
 
     def _encode(self, tokens_BKD: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.blocks(self._place(tokens_BKD)))

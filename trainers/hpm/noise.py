@@ -49,7 +49,8 @@ def grid_noise(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     comparison of masks. Of equal units chance decides.
     """
     ranks_SS = np.tile([[0, 2], [3, 1]], (side // 2 + 1, side // 2 + 1))[:side, :side]
-    return (ranks_SS.ravel().astype(np.float32) + rng.random(side**2, dtype=np.float32)) / 4
+    noise_U = rng.random(side**2, dtype=np.float32)
+    return (ranks_SS.ravel().astype(np.float32) + noise_U) / np.float32(4)
 
 
 def block_noise(rng: np.random.Generator, side: int, count: int) -> NDArray[np.float32]:
@@ -66,7 +67,8 @@ def block_noise(rng: np.random.Generator, side: int, count: int) -> NDArray[np.f
         last = covered + int(fresh_SS.sum()) >= count
         order_SS[fresh_SS] = 1 if last else 2
         covered += int(fresh_SS.sum())
-    return (order_SS.ravel() + rng.random(side**2, dtype=np.float32)) / 3
+    noise_U = rng.random(side**2, dtype=np.float32)
+    return (order_SS.ravel() + noise_U) / np.float32(3)
 
 
 def _rectangle(rng: np.random.Generator, side: int, most: int) -> tuple[slice, slice]:

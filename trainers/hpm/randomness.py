@@ -29,6 +29,16 @@ class Purpose(IntEnum):
     """Initial weights and order of an evaluation's own training."""
     SCENE = 6
     """The embedded data set's pictures."""
+    DROP = 7
+    """Which branches of a network one image skips in one epoch."""
+    AUGMENT = 8
+    """Distortions of one image in one epoch, beyond crop and flip."""
+    MIX = 9
+    """How the images of one step are mixed."""
+    SAMPLE = 10
+    """Regions of one image that a detector learns from in one epoch."""
+    WATCH = 11
+    """Masks under which training is looked at."""
 
 
 def generator(
