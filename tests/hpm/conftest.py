@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hpm.config import Data, Decoder, Ema, Encoder, Optim, Pretrain
+from hpm.config import Data, Decoder, Ema, Encoder, Optim, Pretrain, Watch
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def tiny() -> Pretrain:
         decoder=Decoder(width=16, depth=1, heads=2),
         ema=Ema(start=0.9, end=0.99, ramp_epochs=3),
         optim=Optim(base_lr=0.03, batch_size=8, warmup_epochs=1),
+        watch=Watch(times=0),
         epochs=3,
         precision="float32",
     )

@@ -210,16 +210,32 @@ def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Pla
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        (Target(kind="teacher", teacher=LITE, layer=3, image_size=100), DataError, "multiple of 12"),
-        (Target(kind="teacher", teacher=LITE, layer=9), DataError, r"target\.layer must be in 0\.\.4"),
+        (
+            Target(kind="teacher", teacher=LITE, layer=3, image_size=100),
+            DataError,
+            "multiple of 12",
+        ),
+        (
+            Target(kind="teacher", teacher=LITE, layer=9),
+            DataError,
+            r"target\.layer must be in 0\.\.4",
+        ),
         (Target(kind="teacher", teacher=LITE, project=True), DataError, "linear head"),
-        (Target(kind="teacher", teacher="vit_tinny"), DataError, "one of timm's models, got 'vit_t"),
+        (
+            Target(kind="teacher", teacher="vit_tinny"),
+            DataError,
+            "one of timm's models, got 'vit_t",
+        ),
         (
             Target(kind="teacher", teacher="vit_tiny_patch16_224"),
             UnreachableError,
             "not at hand.*--data vit_tiny_patch16_224=FILE.*--allow-download",
         ),
-        (Target(kind="tokens", codebook="c"), UnreachableError, "'c' is not at hand.*--data c=FILE"),
+        (
+            Target(kind="tokens", codebook="c"),
+            UnreachableError,
+            "'c' is not at hand.*--data c=FILE",
+        ),
     ],
 )
 def test_target__says_what_is_not_at_hand_or_cannot_be(
@@ -235,7 +251,9 @@ def test_teacher__refuses_weights_that_are_not_its_own(
     file = tmp_path / "other.safetensors"
     save_file({"stem.weight": torch.zeros(2)}, file)
     place = replace(tiny_place, data={LITE: file})
-    with pytest.raises(DataError, match=r"other\.safetensors must hold the weights of tf_eff.*stem"):
+    with pytest.raises(
+        DataError, match=r"other\.safetensors must hold the weights of tf_eff.*stem"
+    ):
         build_target(aligned, place)
     with pytest.raises(UnreachableError, match="must be an existing file"):
         build_target(aligned, replace(tiny_place, data={LITE: tmp_path / "absent"}))

@@ -72,9 +72,7 @@ def test_block__hides_neighbours() -> None:
         return int(pairs)
 
     blocks = [neighbours(_hidden(block_noise(_rng(i), 14, 78), 78)) for i in range(20)]
-    chance = [
-        neighbours(_hidden(_rng(i).random(196, dtype=np.float32), 78)) for i in range(20)
-    ]
+    chance = [neighbours(_hidden(_rng(i).random(196, dtype=np.float32), 78)) for i in range(20)]
     assert min(blocks) > max(chance)
 
 

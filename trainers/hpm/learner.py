@@ -14,6 +14,7 @@ from hpm.checkpoint import load_state, save_state
 from hpm.config import Pretrain
 from hpm.data.loading import Batch
 from hpm.distributed import Worker, average_gradients
+from hpm.figures import write_figures
 from hpm.model import MaskedModel, initialize
 from hpm.objective import hpm_losses
 from hpm.optim import build_optimizer, set_learning_rate
@@ -21,6 +22,7 @@ from hpm.schedules import Scheduled
 from hpm.targets import Target
 from hpm.teacher import build_teacher, update_teacher
 from hpm.tracing import digest
+from hpm.watch import Watch
 from hpm.weights import Description, export_encoder, timm_state
 
 __all__ = ["Learner", "Taken", "build_student"]
@@ -64,9 +66,12 @@ class Learner:
     student: MaskedModel
     teacher: MaskedModel | None
     optimizer: AdamW
+    watch: Watch
 
     @classmethod
-    def start(cls, config: Pretrain, target: Target, *, seed: int, worker: Worker) -> Self:
+    def start(
+        cls, config: Pretrain, target: Target, watch: Watch, *, seed: int, worker: Worker
+    ) -> Self:
         """Everything at step 0, on the worker's device."""
         student = build_student(config, seed, outputs=target.outputs).to(worker.device)
         teacher = build_teacher(config, student) if config.needs_teacher else None
@@ -77,6 +82,7 @@ class Learner:
             student=student,
             teacher=None if teacher is None else teacher.to(worker.device),
             optimizer=build_optimizer(student, config.optim),
+            watch=watch,
         )
 
     def step(self, parts: Sequence[Batch], now: Scheduled) -> Taken:
@@ -108,6 +114,7 @@ class Learner:
             "student": self.student.state_dict(),
             "teacher": teacher,
             "optimizer": self.optimizer.state_dict(),
+            "watch": self.watch.state(),
         }
         save_state(folder, state)
 
@@ -130,10 +137,16 @@ class Learner:
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.watch.restore(state["watch"])
         return state["step"], state["metrics"]
 
+    def look(self, step: int, now: Scheduled) -> dict[str, float]:
+        """Look at the images of the watch after a step; see its metrics."""
+        return self.watch.look(self.student, self.teacher, self.target, step=step, now=now)
+
     def export(self, folder: Path) -> None:
-        """Write the encoders of student and, where there is one, teacher."""
+        """Write the encoders of student and, where there is one, teacher, and what was seen."""
+        write_figures(folder / "figures", self.watch)
         export_encoder(
             folder,
             Description(self.config.encoder, self.config.data),

@@ -24,6 +24,7 @@ from hpm.noise import MaskNoise
 from hpm.progress import NonFiniteLossError, Place, Progress, Result, StageRun
 from hpm.schedules import Scheduled, at_step
 from hpm.targets import build_target
+from hpm.watch import Watch, look_steps
 
 __all__ = ["run"]
 
@@ -46,8 +47,9 @@ def run(
     About 200 steps of a run have metrics, the last among them: `loss`, `reconstruction_loss`,
     `predictor_loss`, `grad_norm` (before clipping), `lr`, and with a teacher `ema_momentum`,
     `hard_share`, `hard_share_taken` (of whole patches) and `mask_overlap`, the share of the hidden
-    patches that chance alone would have hidden. A trace has `weights`, `teacher` where there is
-    one, `optimizer`, and of the step and this worker `samples` and `masks`.
+    patches that chance alone would have hidden; where training was looked at, those of `Watch`
+    too. What was seen then is exported as `figures/`. A trace has `weights`, `teacher` where there
+    is one, `optimizer`, and of the step and this worker `samples` and `masks`.
 
     Raises:
         DataError: the training set is absent, unreadable or smaller than a batch.
@@ -60,7 +62,11 @@ def run(
     epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
     total = config.epochs * epoch_steps
 
-    learner = Learner.start(config, build_target(config, place), seed=seed, worker=worker)
+    target, looks = build_target(config, place), look_steps(total, config.watch.times)
+    watch = Watch.start(
+        config, open_source(config.data.name, "val", place.data), seed=seed, worker=worker
+    )
+    learner = Learner.start(config, target, watch, seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
     steps = range(done, total)
     batches = _batches(source, config, steps, seed=seed, worker=worker, loaders=place.loaders)
@@ -70,11 +76,13 @@ def run(
         now = at_step(config, done, epoch_steps=epoch_steps)
         taken = learner.step(list(islice(batches, config.optim.accumulate)), now)
         done += 1
-        recorded = done % max(1, total // _RECORDS) == 0 or done == total
+        recorded = done % max(1, total // _RECORDS) == 0 or done == total or done in looks
         if recorded:
             before = metrics.get("loss")
             metrics = _metrics(taken.means, now, teacher=learner.teacher is not None)
             _require_finite(metrics["loss"], done, before=before)
+        if done in looks:
+            metrics |= learner.look(done, now)
         save = partial(learner.save, step=done, metrics=metrics)
         trace = partial(learner.trace, taken)
         yield Progress(done, total, metrics if recorded else {}, save, trace)

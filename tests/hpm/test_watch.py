@@ -1,0 +1,186 @@
+"""Where is hard: what a run sees of itself, and the pictures of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpm.config import Data, Mask, Predictor, Pretrain, Target, Watch
+from hpm.data.views import normalize
+from hpm.figures import heat_map
+from hpm.pretrain import run
+from hpm.progress import Place, Progress, Result
+from hpm.ranks import area_under_curve, rank_correlation
+from hpm.watch import denormalize, look_steps
+
+
+def _drain(
+    config: Pretrain, place: Place, *, resume: Path | None = None, save_at: int = 0, folder: Path
+) -> tuple[list[Progress], Result]:
+    stage = run(config, seed=0, place=place, inputs=None, resume=resume, should_stop=lambda: False)
+    steps = []
+    while True:
+        try:
+            steps.append(next(stage))
+        except StopIteration as end:
+            return steps, end.value
+        if steps[-1].step == save_at:
+            steps[-1].save(folder)
+
+
+@pytest.fixture
+def scenes(tiny: Pretrain) -> Pretrain:
+    """A run of FashionScenes of a few steps."""
+    return replace(
+        tiny,
+        data=Data(name="fashion-scenes", image_size=32),
+        encoder=replace(tiny.encoder, patch_size=8),
+        optim=replace(tiny.optim, batch_size=2000),
+        epochs=1,
+        watch=Watch(times=2, images=6, masks=3, panels=2),
+        mask=Mask(hard_share=(0.0, 0.5), schedule_by="step"),
+    )
+
+
+def test_look_steps__are_spread_from_the_first_step_to_the_last() -> None:
+    assert look_steps(1000, 3) == {1, 500, 1000} or look_steps(1000, 3) == {1, 501, 1000}
+    assert look_steps(100, 1) == {100}
+    assert look_steps(3, 10) == {1, 2, 3}
+    assert look_steps(100, 0) == frozenset()
+
+
+def test_watch__says_how_well_the_prediction_ranks(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    config = replace(tiny, watch=Watch(times=3, images=4, masks=10, panels=2))
+    steps, result = _drain(config, tiny_place, folder=tmp_path)
+    seen = [p.step for p in steps if "rank_correlation" in p.metrics]
+    assert seen == sorted(look_steps(12, 3))
+    assert all(-1 <= p.metrics["rank_correlation"] <= 1 for p in steps if p.step in seen)
+    assert result.metrics["rank_correlation"] == steps[-1].metrics["rank_correlation"]
+    # Folders have no foreground to compare with.
+    assert "predicted_auc" not in steps[-1].metrics
+
+
+def test_watch__compares_with_the_foreground_where_there_is_one(
+    scenes: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    _, result = _drain(scenes, tiny_place, folder=tmp_path)
+    assert 0 <= result.metrics["predicted_auc"] <= 1
+    assert 0 <= result.metrics["true_auc"] <= 1
+
+
+def test_watch__changes_nothing_of_what_is_learnt(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    def weights(times: int) -> str:
+        config = replace(tiny, epochs=1, watch=Watch(times=times, images=4, panels=2))
+        steps, _ = _drain(config, tiny_place, folder=tmp_path)
+        return steps[-1].trace()["weights"]
+
+    assert weights(0) == weights(3)
+
+
+def test_watch__of_a_resumed_run_is_that_of_one_that_never_stopped(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    config = replace(tiny, watch=Watch(times=4, images=4, masks=3, panels=2))
+    for name in ("saved", "straight", "resumed"):
+        (tmp_path / name).mkdir()
+    _, straight = _drain(config, tiny_place, save_at=7, folder=tmp_path / "saved")
+    _, resumed = _drain(config, tiny_place, resume=tmp_path / "saved", folder=tmp_path)
+    assert resumed.metrics == straight.metrics
+    straight.export(tmp_path / "straight")
+    resumed.export(tmp_path / "resumed")
+    names = sorted(path.name for path in (tmp_path / "straight" / "figures").iterdir())
+    assert names == [
+        "hardness.npz",
+        *(f"panel-step-{step:07}.png" for step in sorted(look_steps(12, 4))),
+        "predicted-loss.gif",
+        "predicted-loss.png",
+    ]
+    for name in names[1:]:
+        one, other = (tmp_path / run / "figures" / name for run in ("straight", "resumed"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "columns"),
+    [
+        ({}, 5),
+        ({"target": Target(kind="normalized-pixels")}, 5),
+        ({"target": Target(kind="ema")}, 4),
+        ({"predictor": Predictor(objective="none"), "mask": Mask(hard_share=0.0)}, 4),
+        (
+            {"predictor": Predictor(objective="none"), "mask": Mask(guide="attention")},
+            5,
+        ),
+    ],
+    ids=["hpm", "normalized", "features", "mae", "attmask"],
+)
+def test_figures__have_a_column_for_what_there_is(
+    tiny: Pretrain,
+    tiny_place: Place,
+    tmp_path: Path,
+    changes: dict[str, object],
+    columns: int,
+) -> None:
+    config = replace(tiny, epochs=1, watch=Watch(times=1, images=3, masks=2, panels=2), **changes)
+    _, result = _drain(config, tiny_place, folder=tmp_path)
+    result.export(tmp_path)
+    with Image.open(tmp_path / "figures" / "panel-step-0000004.png") as panel:
+        assert panel.size == (116 * columns - 4, 16 + 116 * 2 - 4)
+
+
+def test_figures__mark_the_masks_by_who_chose_them(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    config = replace(tiny, watch=Watch(times=1, images=4, masks=2, panels=4))
+    _, result = _drain(config, tiny_place, folder=tmp_path)
+    result.export(tmp_path)
+    with np.load(tmp_path / "figures" / "hardness.npz") as held:
+        chosen, predicted = held["chosen"][0], held["predicted"][0]
+    # 12 of 16 are hidden in the end, half of them by the predicted loss: the highest.
+    assert (chosen > 0).sum(axis=1).tolist() == [12] * 4
+    assert (chosen == 2).sum(axis=1).tolist() == [6] * 4
+    highest = np.argsort(-predicted, axis=1, kind="stable")[:, :6]
+    assert (np.take_along_axis(chosen, highest, axis=1) == 2).all()
+
+
+def test_figures__rebuild_what_is_seen_as_it_was(scenes: Pretrain) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(denormalize(normalize(pixels)).numpy(), pixels)
+
+
+def test_heat_map__is_red_where_it_is_high_and_white_where_nothing_is_known() -> None:
+    values = np.array([8.0, -8.0, 0.0, math.nan], dtype=np.float32)
+    colours = heat_map(values)
+    assert colours.shape == (2, 2, 3)
+    assert colours[0, 0].tolist() == [128, 0, 0]
+    assert colours[0, 1, 2] > colours[0, 1, 0]
+    assert colours[1, 1].tolist() == [255, 255, 255]
+
+
+def test_rank_correlation__is_of_order_alone() -> None:
+    first = torch.randn(3, 20, generator=torch.Generator().manual_seed(0)).numpy()
+    assert rank_correlation(first, np.exp(first)) == pytest.approx(1)
+    assert rank_correlation(first, -first) == pytest.approx(-1)
+    missing = first.copy()
+    missing[:, :5] = np.nan
+    assert rank_correlation(missing, first) == pytest.approx(1)
+    assert rank_correlation(np.ones_like(first), first) is None
+
+
+def test_area_under_curve__counts_pairs_in_the_right_order() -> None:
+    truth = np.array([[True, True, False, False]])
+    scores: Callable[..., np.ndarray] = lambda *s: np.array([s], dtype=np.float32)  # noqa: E731
+    assert area_under_curve(scores(4, 3, 2, 1), truth) == 1
+    assert area_under_curve(scores(1, 2, 3, 4), truth) == 0
+    assert area_under_curve(scores(4, 1, 2, 3), truth) == 0.5
+    assert area_under_curve(scores(1, 1, 1, 1), truth) == 0.5
+    assert area_under_curve(scores(1, 2, 3, 4), np.zeros((1, 4), dtype=bool)) is None

@@ -1,0 +1,234 @@
+"""Where is hard? Training looked at from time to time, on a few images of the validation split.
+
+Of each image the reconstruction's loss, averaged over several random masks, is compared with the
+loss that is predicted of the whole image, and that with what is foreground. What was seen is kept
+as numbers; `hpm.figures` draws it. Letters: I images, P of them for panels, S side of an image, N
+patches, U units.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from hpm.config import Pretrain
+from hpm.data.fashion_scenes.scenes import FashionScenes
+from hpm.data.source import Source
+from hpm.data.views import evaluation_view, normalize
+from hpm.distributed import Worker
+from hpm.masking import draw_mask, pool_units, select_hard, split_patches, spread_units
+from hpm.model import MaskedModel
+from hpm.noise import MaskNoise
+from hpm.patches import patchify, unpatchify
+from hpm.randomness import Purpose, generator
+from hpm.ranks import area_under_curve, rank_correlation
+from hpm.schedules import Scheduled
+from hpm.targets import Seen, Target
+
+__all__ = ["Look", "Watch", "denormalize", "look_steps"]
+
+
+class Look(NamedTuple):
+    """What was seen after a step; float32 on the CPU."""
+
+    step: int
+    true_IN: Tensor
+    """Reconstruction's loss, mean over the masks that hide a patch; NaN where none does."""
+    predicted_IN: Tensor | None
+    """What masks are guided by: predicted loss (or attention), None where nothing is."""
+    chosen_PN: Tensor
+    """One mask of each, int8: 0 visible, 1 hidden at random, 2 hidden by the guide."""
+    rebuilt_PSS3: Tensor | None
+    """The image under that mask, reconstructed, uint8; None where pixels are not the target."""
+
+
+def look_steps(total: int, times: int) -> frozenset[int]:
+    """After which of `total` steps to look: evenly from the first to the last, the last always."""
+    first = total if times == 1 else 1
+    return frozenset(np.linspace(first, total, times).round().astype(int).tolist())
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """The images, and the looks so far. Every worker looks alike."""
+
+    config: Pretrain
+    pixels_ISS3: Tensor
+    """uint8, as an evaluation sees them."""
+    foreground_IN: NDArray[np.bool_] | None
+    """Patches more than half of which are foreground, where the data set has one."""
+    noise_KIU: Tensor
+    """The draws of K masks."""
+    device: torch.device
+    looks: list[Look] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, config: Pretrain, source: Source, *, seed: int, worker: Worker) -> Self:
+        """Images spread evenly over the split, and masks of their own.
+
+        Raises:
+            DataError: an image is unreadable.
+        """
+        count = min(config.watch.images, len(source))
+        indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()
+        size, draw = config.data.image_size, MaskNoise(config, epoch_steps=1)
+        views = [evaluation_view(source.image(index), size) for index in indices]
+        noise = [
+            [
+                draw(generator(Purpose.WATCH, seed=seed, epoch=mask, index=index), 0)
+                for index in indices
+            ]
+            for mask in range(config.watch.masks)
+        ]
+        return cls(
+            config=config,
+            pixels_ISS3=torch.from_numpy(np.stack(views)),
+            foreground_IN=_foreground(source, indices, config),
+            noise_KIU=torch.from_numpy(np.array(noise)).to(worker.device),
+            device=worker.device,
+        )
+
+    @torch.no_grad()
+    def look(
+        self,
+        student: MaskedModel,
+        teacher: MaskedModel | None,
+        target: Target,
+        *,
+        step: int,
+        now: Scheduled,
+    ) -> dict[str, float]:
+        """Look after a step; what the numbers are of is said in `metrics`."""
+        images = normalize(self.pixels_ISS3.numpy()).to(self.device)
+        tokens = None if teacher is None else teacher.encoder(images)
+        values_IN = target.values(Seen(images, None if tokens is None else tokens[:, 1:].float()))
+        sums, counts = (torch.zeros(values_IN.shape[:2], device=self.device) for _ in range(2))
+        for noise_IU in self.noise_KIU:
+            mask_IU = draw_mask(noise_IU, None, num_masked=now.num_masked, num_hard=0)
+            loss_IM, hidden_IM, _ = self._losses(student, target, images, values_IN, mask_IU)
+            sums.scatter_add_(1, hidden_IM, loss_IM)
+            counts.scatter_add_(1, hidden_IM, torch.ones_like(loss_IM))
+        guide_IN = self._guide(student, teacher, images)
+        chosen_PN, rebuilt = self._panels(student, target, images, values_IN, guide_IN, now)
+        self.looks.append(
+            Look(
+                step,
+                (sums / counts).cpu(),
+                None if guide_IN is None else guide_IN.cpu(),
+                chosen_PN.cpu(),
+                None if rebuilt is None else rebuilt.cpu(),
+            )
+        )
+        return self.metrics()
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last look, each the mean over images.
+
+        `rank_correlation` (Spearman's) of predicted and true loss, -1 to 1; `predicted_auc` and
+        `true_auc`, the area under the ROC curve of each against the foreground, 0 to 1.
+        """
+        last = self.looks[-1]
+        true, predicted = last.true_IN.numpy(), last.predicted_IN
+        found = {}
+        if predicted is not None:
+            found["rank_correlation"] = rank_correlation(predicted.numpy(), true)
+        if self.foreground_IN is not None:
+            found["true_auc"] = area_under_curve(true, self.foreground_IN)
+            if predicted is not None:
+                found["predicted_auc"] = area_under_curve(predicted.numpy(), self.foreground_IN)
+        return {name: value for name, value in found.items() if value is not None}
+
+    def state(self) -> list[dict[str, Any]]:
+        """The looks so far, for `restore`."""
+        return [look._asdict() for look in self.looks]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what an earlier `state` held."""
+        self.looks[:] = [Look(**look) for look in state]
+
+    def _guide(
+        self, student: MaskedModel, teacher: MaskedModel | None, images: Tensor
+    ) -> Tensor | None:
+        model = student if teacher is None else teacher
+        if self.config.mask.guide == "attention":
+            return model.encoder.attend(images)
+        return None if model.loss_predictor is None else model.predict_loss(images)
+
+    def _losses(
+        self, student: MaskedModel, target: Target, images: Tensor, values_IN: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses [I, M] under a mask of units, the patches that they are of, and what was said."""
+        mask_IN = spread_units(mask, self.config.mask.unit)
+        visible_IK, hidden_IM = split_patches(mask_IN, int(mask_IN[0].sum()))
+        said = student(images, visible_IK, hidden_IM).values_BMP.float()
+        index = hidden_IM if values_IN.ndim == 2 else hidden_IM[:, :, None]
+        return target.loss(said, values_IN.take_along_dim(index, dim=1)), hidden_IM, said
+
+    def _panels(
+        self,
+        student: MaskedModel,
+        target: Target,
+        images: Tensor,
+        values_IN: Tensor,
+        guide_IN: Tensor | None,
+        now: Scheduled,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The masks of the panels, as training would draw them now, and what is rebuilt."""
+        settings, panels = self.config.mask, self.config.watch.panels
+        images, values, noise = images[:panels], values_IN[:panels], self.noise_KIU[0, :panels]
+        guide = None if guide_IN is None else pool_units(guide_IN[:panels], settings.unit)
+        num_hard = 0 if guide is None else now.num_hard
+        mask = draw_mask(
+            noise, guide, num_masked=now.num_masked, num_hard=num_hard, prefer=settings.prefer
+        )
+        chosen = mask.to(torch.int8)
+        if guide is not None and num_hard:
+            chosen += select_hard(guide, num_hard, prefer=settings.prefer)
+        _, hidden_PM, said = self._losses(student, target, images, values, mask)
+        rebuilt = self._rebuild(images, hidden_PM, said) if len(images) else None
+        return spread_units(chosen, settings.unit), rebuilt
+
+    def _rebuild(self, images: Tensor, hidden_PM: Tensor, said_PMV: Tensor) -> Tensor | None:
+        """The images [P, S, S, 3] with what is said of their hidden patches, uint8."""
+        patch = self.config.encoder.patch_size
+        patches = patchify(images, patch)
+        index = hidden_PM[:, :, None].expand(-1, -1, patches.shape[2])
+        match self.config.target.kind:
+            case "pixels":
+                pass
+            case "normalized-pixels":
+                # As MAE draws them: with the mean and deviation of the patch that was hidden.
+                hidden = patches.gather(1, index)
+                deviation = (hidden.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+                said_PMV = said_PMV * deviation + hidden.mean(dim=-1, keepdim=True)
+            case _:
+                return None
+        return denormalize(unpatchify(patches.scatter(1, index, said_PMV), patch))
+
+
+def denormalize(images_BCHW: Tensor) -> Tensor:
+    """Bytes [B, S, S, 3] of normalised images: the inverse of `normalize`."""
+    zero = normalize(np.zeros((1, 1, 1, 3), np.uint8)).to(images_BCHW.device)
+    span = normalize(np.full((1, 1, 1, 3), 255, np.uint8)).to(images_BCHW.device) - zero
+    shares = (images_BCHW - zero) / span
+    return (shares.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+
+
+def _foreground(
+    source: Source, indices: Sequence[int], config: Pretrain
+) -> NDArray[np.bool_] | None:
+    if not isinstance(source, FashionScenes):
+        return None
+    masks = [Image.fromarray(source.mask(index)).convert("RGB") for index in indices]
+    views = np.stack([evaluation_view(mask, config.data.image_size) for mask in masks])
+    shares = patchify(
+        torch.from_numpy(views).permute(0, 3, 1, 2).float(), config.encoder.patch_size
+    )
+    foreground: NDArray[np.bool_] = (shares.mean(dim=-1) > 127.5).numpy()
+    return foreground
