@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, final
 
 from hpm import config
 from hpm.data.fingerprint import fingerprint
-from hpm.evaluate.config import Knn, Linear, Pixels, Random
+from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
 
@@ -125,6 +125,12 @@ def _load_random() -> _Run:
     return run_random
 
 
+def _load_checkpoint() -> _Run:
+    from hpm.evaluate.references import run_checkpoint
+
+    return run_checkpoint
+
+
 def _load_pixels() -> _Run:
     from hpm.evaluate.references import run_pixels
 
@@ -146,6 +152,7 @@ def _load_linear() -> _Run:
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
+    "checkpoint": HpmStage(kind="reference", config_type=Checkpoint, load=_load_checkpoint),
     "pixels": HpmStage(kind="reference", config_type=Pixels, load=_load_pixels),
     "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
@@ -155,6 +162,9 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "pretrain/loss": "lower",
     "pretrain/reconstruction_loss": "lower",
     "pretrain/predictor_loss": "lower",
+    "pretrain/rank_correlation": "higher",
+    "pretrain/predicted_auc": "higher",
+    "pretrain/true_auc": "higher",
     "knn/top1": "higher",
     "knn/top5": "higher",
     "linear/top1": "higher",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,12 +19,10 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmEncoder
 from torch import Tensor
 
-from hpm.config import Data, Encoder
+from hpm.config import Data, Encoder, Role
 from hpm.model import VisionTransformer
 
-__all__ = ["Description", "Role", "export_encoder", "from_official", "load_encoder", "timm_state"]
-
-Role: TypeAlias = Literal["student", "teacher"]
+__all__ = ["Description", "export_encoder", "from_official", "load_encoder", "timm_state"]
 
 # Official name (anchored, as a pattern) to ours; positions are computed here, not stored.
 _RENAMED = {

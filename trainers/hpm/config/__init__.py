@@ -6,7 +6,7 @@ what is computed, so it is part of a run's identity. Where and how fast a run go
 
 from hpm.config.data import Data, min_crop_rule
 from hpm.config.mask import Mask
-from hpm.config.network import Decoder, Encoder, Predictor
+from hpm.config.network import Decoder, Encoder, Predictor, Role
 from hpm.config.optim import Ema, Optim
 from hpm.config.pretrain import Pretrain, Watch, fits
 from hpm.config.target import Target
@@ -20,6 +20,7 @@ __all__ = [
     "Optim",
     "Predictor",
     "Pretrain",
+    "Role",
     "Target",
     "Watch",
     "fits",

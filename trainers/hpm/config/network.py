@@ -1,11 +1,14 @@
 """The networks: encoder, reconstructor and loss predictor."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from hpm.rules import Rule, at_least_one, require
 
-__all__ = ["Decoder", "Encoder", "Predictor"]
+__all__ = ["Decoder", "Encoder", "Predictor", "Role"]
+
+Role: TypeAlias = Literal["student", "teacher"]
+"""Whose weights: those that were trained, or their average that trailed them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hpm.config import Data, Encoder, fits, min_crop_rule
+from hpm.config import Data, Encoder, Role, fits, min_crop_rule
 from hpm.rules import at_least_one, require
 
-__all__ = ["OFFICIAL_MIN_CROP", "EvalData", "Knn", "Linear", "Pixels", "Random"]
+__all__ = [
+    "OFFICIAL_MIN_CROP",
+    "Checkpoint",
+    "EvalData",
+    "Knn",
+    "Linear",
+    "Pixels",
+    "Random",
+]
 
 OFFICIAL_MIN_CROP = 0.08
 """Of a linear probe: torchvision's default crops, not those of pretraining."""
@@ -16,6 +24,22 @@ OFFICIAL_MIN_CROP = 0.08
 class Random:
     """The yardstick below training: an encoder as it was initialised."""
 
+    data: Data = field(default_factory=Data)
+    encoder: Encoder = field(default_factory=Encoder)
+
+    def __post_init__(self) -> None:
+        require(fits(self.data, self.encoder))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An encoder that was trained elsewhere, from the file that the place calls `weights`.
+
+    Official checkpoints of HPM hold a student and a teacher, its average; others one encoder.
+    """
+
+    weights: str
+    role: Role = "student"
     data: Data = field(default_factory=Data)
     encoder: Encoder = field(default_factory=Encoder)
 

@@ -1,6 +1,6 @@
-"""The yardsticks below training: an encoder as initialised, and the image itself.
+"""What stands in for pretraining: an encoder as initialised, one of others, the image itself.
 
-Both stand in for pretraining, so the very same evaluations run on what they export.
+The very same evaluations run on what they export.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,15 +8,19 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
+from hpm.data.errors import UnreachableError
 from hpm.determinism import settle
-from hpm.evaluate.config import Pixels, Random
+from hpm.evaluate.config import Checkpoint, Pixels, Random
 from hpm.evaluate.features import export_pixels
 from hpm.model import VisionTransformer, initialize
+from hpm.official import read_encoder
 from hpm.progress import Place, Progress, Result, StageRun
 from hpm.tracing import digest
 from hpm.weights import Description, export_encoder, timm_state
 
-__all__ = ["run_pixels", "run_random"]
+__all__ = ["read_checkpoint", "run_checkpoint", "run_pixels", "run_random"]
 
 
 def run_random(
@@ -41,6 +45,48 @@ def run_random(
     description = Description(config.encoder, config.data)
     state = timm_state(encoder)
     return Result({}, lambda folder: export_encoder(folder, description, student=state))
+
+
+def run_checkpoint(
+    config: Checkpoint,
+    /,
+    *,
+    seed: int,
+    place: Place,
+    inputs: Path | None,
+    resume: Path | None,
+    should_stop: Callable[[], bool],
+) -> StageRun:
+    """Export, in one step, an encoder that was trained elsewhere; `seed` changes nothing.
+
+    Raises:
+        DataError: its file is not at hand, or not of an encoder as configured.
+    """
+    assert inputs is None, "a reference starts from nothing"
+    if should_stop():
+        return None
+    settle(place.threads)
+    state = read_checkpoint(config, place)
+    if resume is None:
+        yield Progress(1, 1, {}, _save_nothing, partial(_trace, state))
+    description = Description(config.encoder, config.data)
+    return Result({}, lambda folder: export_encoder(folder, description, student=state))
+
+
+def read_checkpoint(config: Checkpoint, place: Place) -> dict[str, Tensor]:
+    """The state of the encoder that a place calls `config.weights`, named as timm's.
+
+    Raises:
+        DataError: its file is not at hand, or not of an encoder as configured.
+    """
+    name = config.weights
+    if name not in place.data:
+        raise UnreachableError(
+            f"Weights {name!r} are not at hand. Say where they lie: --data {name}=FILE, "
+            "or under data: in a profile."
+        )
+    size = config.data.image_size
+    return read_encoder(place.data[name], config.encoder, image_size=size, role=config.role)
 
 
 def run_pixels(
