@@ -3,14 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize as unit
 
 from hpm.config import Decoder, Encoder, Mask, Predictor, Pretrain, Target
 from hpm.data.errors import DataError, UnreachableError
+from hpm.data.source import open_source
+from hpm.data.views import normalize
 from hpm.learner import build_student
 from hpm.losses import token_loss
 from hpm.masking import split_patches
@@ -18,7 +21,9 @@ from hpm.model import MaskedModel, Prediction
 from hpm.patches import normalize_patches, patchify
 from hpm.progress import Place
 from hpm.rules import ConfigError
-from hpm.targets import Seen, build_target
+from hpm.targets import Origin, Seen
+from hpm.targets import Target as BuiltTarget
+from hpm.targets import build_target as build
 from hpm.teacher import build_teacher, update_teacher
 
 LITE = "tf_efficientnet_lite0"
@@ -26,6 +31,10 @@ LITE = "tf_efficientnet_lite0"
 
 def _images(count: int = 2, size: int = 16) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def build_target(config: Pretrain, place: Place) -> BuiltTarget:
+    return build(config, open_source(config.data.name, "train", place.data), place)
 
 
 def _predict(model: MaskedModel, images: Tensor) -> tuple[Prediction, Tensor]:
@@ -250,13 +259,62 @@ def test_teacher__refuses_weights_that_are_not_its_own(
 ) -> None:
     file = tmp_path / "other.safetensors"
     save_file({"stem.weight": torch.zeros(2)}, file)
-    place = replace(tiny_place, data={LITE: file})
+    place = replace(tiny_place, data={**tiny_place.data, LITE: file})
     with pytest.raises(
         DataError, match=r"other\.safetensors must hold the weights of tf_eff.*stem"
     ):
         build_target(aligned, place)
     with pytest.raises(UnreachableError, match="must be an existing file"):
-        build_target(aligned, replace(tiny_place, data={LITE: tmp_path / "absent"}))
+        build_target(
+            aligned, replace(tiny_place, data={**tiny_place.data, LITE: tmp_path / "absent"})
+        )
+
+
+@pytest.fixture
+def kept(aligned: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretrain:
+    """With the teacher's features on disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return replace(aligned, target=replace(aligned.target, precompute=True))
+
+
+def _origin(*crops: tuple[float, ...]) -> Origin:
+    return Origin(torch.arange(len(crops)), torch.tensor(crops))
+
+
+def test_precomputed__features_of_a_whole_image_are_the_teachers(
+    kept: Pretrain, tiny_place: Place
+) -> None:
+    target, source = build_target(kept, tiny_place), open_source("tiny", "train", tiny_place.data)
+    list(target.prepare())
+    origin = _origin((0, 0, 1, 1, 0), (0, 0, 1, 1, 1))
+    read = target.values(Seen(torch.zeros(2, 3, 32, 32), None, origin))
+    whole = np.stack([np.asarray(source.image(i).resize((128, 128), 3)) for i in range(2)])
+    direct = target.values(Seen(normalize(whole)))
+    torch.testing.assert_close(read[0], direct[0], rtol=2e-3, atol=2e-3)
+    mirrored = direct[1].reshape(8, 8, 112).flip(1).flatten(0, 1)
+    torch.testing.assert_close(read[1], mirrored, rtol=2e-3, atol=2e-3)
+
+
+def test_precomputed__features_of_a_crop_are_read_where_it_lies(
+    kept: Pretrain, tiny_place: Place
+) -> None:
+    target = build_target(kept, tiny_place)
+    list(target.prepare())
+    seen = torch.zeros(1, 3, 32, 32)
+    whole = target.values(Seen(seen, None, _origin((0, 0, 1, 1, 0)))).reshape(8, 8, 112)
+    quarter = target.values(Seen(seen, None, _origin((0.5, 0, 1, 0.5, 0)))).reshape(8, 8, 112)
+    # Two patches of the quarter lie in one of the whole: their mean is near to it.
+    pooled = quarter.reshape(4, 2, 4, 2, 112).mean(dim=(1, 3))
+    other = whole[4:, :4]
+    assert (pooled - whole[:4, 4:]).norm() < 0.5 * (pooled - other).norm()
+
+
+def test_precomputed__is_done_once(kept: Pretrain, tiny_place: Place, tmp_path: Path) -> None:
+    assert len(list(build_target(kept, tiny_place).prepare())) == 1
+    assert list(build_target(kept, tiny_place).prepare()) == []
+    finer = replace(kept, target=replace(kept.target, image_size=256))
+    assert len(list(build_target(finer, tiny_place).prepare())) == 1
+    assert len(list((tmp_path / "cache" / "hpm" / "features").iterdir())) == 2
 
 
 def test_tokens__are_the_nearest_entries_of_the_codebook(
@@ -265,13 +323,13 @@ def test_tokens__are_the_nearest_entries_of_the_codebook(
     images = _images()
     patches = normalize_patches(patchify(images, 4))
     save_file({"codebook": patches[0].clone()}, tmp_path / "codes.safetensors")
-    place = replace(tiny_place, data={"codes": tmp_path / "codes.safetensors"})
+    place = replace(tiny_place, data={**tiny_place.data, "codes": tmp_path / "codes.safetensors"})
     config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
     target = build_target(config, place)
     tokens = target.values(Seen(images))
     assert target.outputs == 16
     assert tokens[0].tolist() == list(range(16))
-    nearest = (normalize(patches[1], dim=-1) @ normalize(patches[0], dim=-1).T).argmax(dim=-1)
+    nearest = (unit(patches[1], dim=-1) @ unit(patches[0], dim=-1).T).argmax(dim=-1)
     assert tokens[1].equal(nearest)
     scores = torch.nn.functional.one_hot(tokens, 16) * 50.0
     assert target.loss(scores, tokens).max() < 1e-9
@@ -283,7 +341,7 @@ def test_tokens__refuse_a_codebook_of_another_width(
     tiny: Pretrain, tiny_place: Place, tmp_path: Path
 ) -> None:
     save_file({"codebook": torch.zeros(4, 7)}, tmp_path / "codes.safetensors")
-    place = replace(tiny_place, data={"codes": tmp_path / "codes.safetensors"})
+    place = replace(tiny_place, data={**tiny_place.data, "codes": tmp_path / "codes.safetensors"})
     config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
     with pytest.raises(DataError, match=r"K rows of 48 values, got \(4, 7\)"):
         build_target(config, place)

@@ -100,10 +100,10 @@ def test_training__batches_have_shapes_and_types():
 def test_training__takes_no_image_twice_in_an_epoch_and_new_views_in_the_next():
     batches = _training(last=8)
     epochs = [_joined(batches[:4]), _joined(batches[4:])]
-    for epoch, (images, _, indices, noise) in enumerate(epochs):
+    for epoch, (images, _, indices, noise, _) in enumerate(epochs):
         assert indices.tolist() == epoch_order(50, seed=5, epoch=epoch)[:48].tolist()
         assert len(torch.unique(images, dim=0)) == len(torch.unique(noise, dim=0)) == 48
-    (images, _, indices, noise), (again, _, positions, redrawn) = epochs
+    (images, _, indices, noise, _), (again, _, positions, redrawn, _) = epochs
     common = [(i, positions.tolist().index(k)) for i, k in enumerate(indices) if k in positions]
     assert len(common) >= 46
     assert not any(torch.equal(noise[i], redrawn[j]) for i, j in common)
@@ -156,7 +156,7 @@ def test_training__ranks_share_each_part():
 
 def test_training__views_and_noise_are_an_images_own_whatever_the_batch_size():
     by_index = [
-        {int(k): (image, noise) for image, _, k, noise in zip(*_joined(batches), strict=True)}
+        {int(k): (image, noise) for image, _, k, noise, _ in zip(*_joined(batches), strict=True)}
         for batches in (_training(last=4), _training(batch_size=6, last=8))
     ]
     for index, (image, noise) in by_index[0].items():
@@ -188,7 +188,7 @@ def test_training__names_an_image_that_turns_out_unreadable(loaders):
 def test_evaluation__shows_every_image_once_in_order(loaders):
     batches = list(evaluation_batches(Toy(), 8, batch_size=16, loaders=loaders))
     assert [len(batch.labels) for batch in batches] == [16, 16, 16, 2]
-    images, labels, indices, noise = _joined(batches)
+    images, labels, indices, noise, _ = _joined(batches)
     assert indices.tolist() == list(range(50))
     assert labels.tolist() == [index % 2 for index in range(50)]
     assert images.shape == (50, 3, 8, 8)

@@ -80,9 +80,13 @@ class FrozenTeacher:
             precision=config.precision,
         )
 
-    @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
         """[B, N, D] float32: of each patch of the student, in reading order."""
+        return avg_pool2d(self.map(images_BCHW), self.cells).flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def map(self, images_BCHW: Tensor) -> Tensor:
+        """[B, D, G, G] float32: of each cell of its own grid."""
         device = images_BCHW.device
         mean, std = (
             torch.tensor(values, device=device).view(3, 1, 1)
@@ -96,11 +100,9 @@ class FrozenTeacher:
             (map_BDHW,) = self.model.forward_intermediates(
                 own_BCHW, indices=[self.layer], norm=True, intermediates_only=True
             )
-            map_BDHW = avg_pool2d(map_BDHW, self.cells)
-            features_BND = map_BDHW.flatten(2).transpose(1, 2)
             if self.project:
-                features_BND = self.model.head(features_BND)
-        features: Tensor = features_BND.float()
+                map_BDHW = self.model.head(map_BDHW.movedim(1, 3)).movedim(3, 1)
+        features: Tensor = map_BDHW.float()
         return features
 
 

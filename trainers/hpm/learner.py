@@ -19,7 +19,7 @@ from hpm.model import MaskedModel, initialize
 from hpm.objective import hpm_losses
 from hpm.optim import build_optimizer, set_learning_rate
 from hpm.schedules import Scheduled
-from hpm.targets import Target
+from hpm.targets import Origin, Target
 from hpm.teacher import build_teacher, update_teacher
 from hpm.tracing import digest
 from hpm.watch import Watch
@@ -165,6 +165,7 @@ class Learner:
             config=self.config,
             target=self.target,
             now=now,
+            origin=Origin(part.indices, part.crops),
         )
         # The gradient is the mean over the parts; torch leaves `backward` without types.
         torch.autograd.backward(losses.total / num_parts)

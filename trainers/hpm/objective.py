@@ -21,7 +21,7 @@ from hpm.losses import absolute_loss, relative_loss
 from hpm.masking import draw_mask, pool_units, split_patches, spread_units
 from hpm.model import MaskedModel, Prediction
 from hpm.schedules import Scheduled
-from hpm.targets import Seen, Target
+from hpm.targets import Origin, Seen, Target
 
 __all__ = ["Losses", "Student", "hpm_losses"]
 
@@ -59,6 +59,7 @@ def hpm_losses(
     config: Pretrain,
     target: Target,
     now: Scheduled,
+    origin: Origin | None = None,
 ) -> Losses:
     """Losses of a batch of which the teacher chooses `now.num_hard` of the hidden units."""
     device = images_BCHW.device.type
@@ -74,7 +75,7 @@ def hpm_losses(
         prediction = student(images_BCHW, visible_BK, hidden_BM)
 
     with torch.no_grad():
-        values_BN = target.values(Seen(images_BCHW, look.tokens_BND))
+        values_BN = target.values(Seen(images_BCHW, look.tokens_BND, origin))
         index = hidden_BM if values_BN.ndim == 2 else hidden_BM[:, :, None]
         values_BM = values_BN.take_along_dim(index, dim=1)
     loss_BM = target.loss(prediction.values_BMP.float(), values_BM)

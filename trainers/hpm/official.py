@@ -93,9 +93,8 @@ def _require_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pa
     if any(differing.values()):
         words = "; ".join(f"{verb} {_some(names)}" for verb, names in differing.items() if names)
         raise DataError(
-            f"{path} must be of a plain vision transformer of depth "
-            f"{sum(name.endswith('norm1.weight') for name in wanted)} with a CLS token: it {words}. "
-            "Set encoder to what the checkpoint is."
+            f"{path} must be of a plain vision transformer with a CLS token, as deep as the "
+            f"encoder: it {words}. Set encoder to what the checkpoint is."
         )
 
 

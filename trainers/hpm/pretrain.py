@@ -62,7 +62,11 @@ def run(
     epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
     total = config.epochs * epoch_steps
 
-    target, looks = build_target(config, place), look_steps(total, config.watch.times)
+    target = build_target(config, source, place)
+    for _ in target.prepare():
+        if should_stop():
+            return None
+    looks = look_steps(total, config.watch.times)
     watch = Watch.start(
         config, open_source(config.data.name, "val", place.data), seed=seed, worker=worker
     )

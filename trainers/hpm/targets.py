@@ -3,22 +3,32 @@
 Letters: B images, N patches, M hidden, P values of one patch, D features, K entries of a codebook.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, assert_never, final
+from typing import NamedTuple, TypeAlias, assert_never, final
 
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hpm.config import Pretrain
+from hpm.data.source import Source
 from hpm.frozen import FrozenTeacher, load_codebook
 from hpm.hog import hog
 from hpm.losses import feature_loss, reconstruction_loss, token_loss
 from hpm.patches import normalize_patches, patchify
+from hpm.precomputed import Precomputed
 from hpm.progress import Place
 
-__all__ = ["Seen", "Target", "build_target"]
+__all__ = ["Origin", "Seen", "Target", "build_target"]
+
+
+class Origin(NamedTuple):
+    """Which images of the training split the views of a batch show, and what of them."""
+
+    indices_B: Tensor
+    crops_B5: Tensor
+    """As in `hpm.data.loading.Batch`."""
 
 
 class Seen(NamedTuple):
@@ -27,6 +37,16 @@ class Seen(NamedTuple):
     images_BCHW: Tensor
     own_BND: Tensor | None = None
     """The patch tokens of the run's own teacher, where the target is made of them."""
+    origin: Origin | None = None
+    """None for images that are no training views."""
+
+
+def _nothing() -> Iterator[None]:
+    yield from ()
+
+
+_Frozen: TypeAlias = tuple[Callable[[Seen], Tensor], int, Callable[[], Iterator[None]]]
+"""Features of a teacher, how many, and what must be done first."""
 
 
 @final
@@ -41,10 +61,12 @@ class Target:
     outputs: int
     values: Callable[[Seen], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    prepare: Callable[[], Iterator[None]] = _nothing
+    """Does what must be done before training, with a pause before each part of it."""
 
 
-def build_target(config: Pretrain, place: Place) -> Target:
-    """The target of a run, with what is frozen loaded onto the worker's device.
+def build_target(config: Pretrain, source: Source, place: Place) -> Target:
+    """The target of a run on a training split, with what is frozen on the worker's device.
 
     Raises:
         DataError: weights or a codebook are absent or not what they should be.
@@ -66,19 +88,18 @@ def build_target(config: Pretrain, place: Place) -> Target:
         case "ema":
             return Target(outputs=config.encoder.width, values=_own, loss=feature_loss)
         case "teacher":
-            teacher = FrozenTeacher.load(config, place)
-            return Target(outputs=teacher.width, values=partial(_of, teacher), loss=feature_loss)
+            features, width, prepare = _frozen(config, source, place)
+            return Target(outputs=width, values=features, loss=feature_loss, prepare=prepare)
         case "tokens":
-            features: Callable[[Seen], Tensor] = partial(_normalized, patch)
-            width = 3 * patch**2
+            features, width, prepare = partial(_normalized, patch), 3 * patch**2, _nothing
             if settings.teacher is not None:
-                teacher = FrozenTeacher.load(config, place)
-                features, width = partial(_of, teacher), teacher.width
+                features, width, prepare = _frozen(config, source, place)
             codebook_KD = load_codebook(config, place, width=width)
             return Target(
                 outputs=len(codebook_KD),
                 values=partial(_tokens, features, codebook_KD),
                 loss=token_loss,
+                prepare=prepare,
             )
         case other:
             assert_never(other)
@@ -97,8 +118,18 @@ def _own(seen: Seen) -> Tensor:
     return seen.own_BND
 
 
-def _of(teacher: FrozenTeacher, seen: Seen) -> Tensor:
-    return teacher.features(seen.images_BCHW)
+def _frozen(config: Pretrain, source: Source, place: Place) -> _Frozen:
+    teacher = FrozenTeacher.load(config, place)
+    if not config.target.precompute:
+        return lambda seen: teacher.features(seen.images_BCHW), teacher.width, _nothing
+    kept = Precomputed.open(config, teacher, source, place)
+
+    def features(seen: Seen) -> Tensor:
+        if seen.origin is None:
+            return teacher.features(seen.images_BCHW)
+        return kept.features(*seen.origin)
+
+    return features, teacher.width, kept.fill
 
 
 def _tokens(features: Callable[[Seen], Tensor], codebook_KD: Tensor, seen: Seen) -> Tensor:

@@ -5,7 +5,7 @@ An image's view and mask noise depend on (seed, epoch, index of the image) alone
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,10 +24,14 @@ from hpm.data.sampling import (
     training_keys,
 )
 from hpm.data.source import Source
-from hpm.data.views import Pixels, evaluation_view, normalize, training_view
+from hpm.data.views import Pixels, crop_view, draw_crop, evaluation_view, normalize
 from hpm.randomness import Purpose, generator
 
-__all__ = ["Batch", "Draw", "evaluation_batches", "training_batches"]
+__all__ = ["Batch", "Draw", "View", "evaluation_batches", "training_batches"]
+
+
+View: TypeAlias = tuple[Pixels, NDArray[np.floating[Any]]]
+"""What is shown of an image, and the crop that it is."""
 
 
 class Batch(NamedTuple):
@@ -41,6 +45,9 @@ class Batch(NamedTuple):
     """[B] int64, positions in the source."""
     noise: Tensor
     """[B, U] float32, the draws for each image's mask; U = 0 where no masks are drawn."""
+    crops: Tensor
+    """[B, 5] float32: what a view shows of its image. Left, top, right and bottom as shares of
+    width and height, and 1 where it is mirrored; in an evaluation all 0."""
 
 
 class Draw(Protocol):
@@ -105,8 +112,11 @@ class _TrainingViews:
             streams = (self._stream(Purpose.MASK, key.epoch, i) for i in key.indices)
             noise = np.stack([self.draw(stream, key.step) for stream in streams])
 
-        def view(index: int, image: Image.Image) -> Pixels:
-            return training_view(image, self.data, self._stream(Purpose.VIEW, key.epoch, index))
+        def view(index: int, image: Image.Image) -> View:
+            crop = draw_crop(image.size, self.data, self._stream(Purpose.VIEW, key.epoch, index))
+            width, height = image.size
+            shares = np.array(crop, np.float32) / (width, height, width, height, 1)
+            return crop_view(image, crop, self.data.image_size), shares
 
         return _assemble(self.source, key.indices, view, noise=noise)
 
@@ -124,7 +134,7 @@ class _EvaluationViews:
         return _assemble(
             self.source,
             key.indices,
-            lambda _, image: evaluation_view(image, self.image_size),
+            lambda _, image: (evaluation_view(image, self.image_size), np.zeros(5)),
             noise=noise,
         )
 
@@ -132,10 +142,15 @@ class _EvaluationViews:
 def _assemble(
     source: Source,
     indices: Indices,
-    view: Callable[[int, Image.Image], Pixels],
+    view: Callable[[int, Image.Image], View],
     *,
     noise: NDArray[np.float32],
 ) -> Batch:
-    pixels = np.stack([view(index, source.image(index)) for index in indices.tolist()])
-    labels = torch.tensor([source.label(index) for index in indices.tolist()])
-    return Batch(normalize(pixels), labels, torch.from_numpy(indices), torch.from_numpy(noise))
+    views = [view(index, source.image(index)) for index in indices.tolist()]
+    return Batch(
+        images=normalize(np.stack([pixels for pixels, _ in views])),
+        labels=torch.tensor([source.label(index) for index in indices.tolist()]),
+        indices=torch.from_numpy(indices),
+        noise=torch.from_numpy(noise),
+        crops=torch.from_numpy(np.stack([crop for _, crop in views]).astype(np.float32)),
+    )

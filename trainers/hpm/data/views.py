@@ -5,7 +5,7 @@ official recipe rests; the draws come from the generator that is passed in.
 """
 
 from math import exp, log, sqrt
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from hpm.config import Data
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "Crop",
     "Pixels",
     "crop_box",
+    "crop_view",
+    "draw_crop",
     "evaluation_view",
     "normalize",
     "training_view",
@@ -34,12 +37,32 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _ASPECTS = (3 / 4, 4 / 3)
 
 
+class Crop(NamedTuple):
+    """What a view shows of an image: a box in pixels, mirrored or not."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    mirrored: bool
+
+
 def training_view(image: Image.Image, data: Data, rng: np.random.Generator) -> Pixels:
     """A random crop of an RGB image, resized (bicubic) and mirrored in half of the cases."""
-    mirrored = rng.random() < 0.5
-    box = crop_box(*image.size, min_crop=data.min_crop, rng=rng)
-    view = image.crop(box).resize((data.image_size, data.image_size), Image.Resampling.BICUBIC)
-    if data.flip and mirrored:
+    return crop_view(image, draw_crop(image.size, data, rng), data.image_size)
+
+
+def draw_crop(size: tuple[int, int], data: Data, rng: np.random.Generator) -> Crop:
+    """A random crop of an image of this width and height, mirrored in half of the cases."""
+    mirrored = bool(rng.random() < 0.5)
+    box = crop_box(*size, min_crop=data.min_crop, rng=rng)
+    return Crop(*box, mirrored=data.flip and mirrored)
+
+
+def crop_view(image: Image.Image, crop: Crop, image_size: int) -> Pixels:
+    """The crop of an RGB image, resized (bicubic)."""
+    view = image.crop(crop[:4]).resize((image_size, image_size), Image.Resampling.BICUBIC)
+    if crop.mirrored:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(view)
 
