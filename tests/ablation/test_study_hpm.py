@@ -71,7 +71,7 @@ def test_load__the_methods_own_rules_are_told_at_their_line(tmp_path: Path) -> N
     assert str(caught.value).replace(str(file), "x.yaml").splitlines() == [
         "x.yaml:11: mask.hard_share must be a number in [0, 1] or two of them, [first, last], "
         "got 1.5.",
-        "x.yaml:11: mask.ratio must be in (0, 1), got 1.",
+        "x.yaml:11: mask.ratio must be a number in (0, 1) or two of them, [first, last], got 1.",
         "x.yaml:12: mask.hard_share must be 0 without a loss predictor "
         "(predictor.objective: none), got 1.0.",
     ]

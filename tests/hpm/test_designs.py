@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 
-from hpm.config import Decoder, Encoder, Mask, Predictor, Pretrain, Target
+from hpm.config import Decoder, Mask, Predictor, Pretrain, Target
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.source import open_source
 from hpm.data.views import normalize
@@ -51,11 +51,11 @@ DESIGNS = {
     "own width": {"predictor": Predictor(shares="nothing", width=8, heads=2, depth=2)},
     "own depth": {"predictor": Predictor(depth=3)},
     "one layer more": {"predictor": Predictor(shares="blocks")},
-    "mask tokens": {"encoder": {"mask_tokens": True}},
-    "SimMIM": {"encoder": {"mask_tokens": True}, "decoder": {"depth": 0}},
+    "mask tokens": {"mask": Mask(as_tokens=True)},
+    "SimMIM": {"mask": Mask(as_tokens=True), "decoder": Decoder(width=16, depth=0, heads=2)},
     "SimMIM with a deep predictor": {
-        "encoder": {"mask_tokens": True},
-        "decoder": {"depth": 0},
+        "mask": Mask(as_tokens=True),
+        "decoder": Decoder(width=16, depth=0, heads=2),
         "predictor": Predictor(depth=1),
     },
 }
@@ -63,10 +63,7 @@ DESIGNS = {
 
 @pytest.fixture(params=DESIGNS)
 def design(request: pytest.FixtureRequest, tiny: Pretrain) -> Pretrain:
-    changes = dict(DESIGNS[request.param])
-    encoder = replace(tiny.encoder, **changes.pop("encoder", {}))
-    decoder = replace(tiny.decoder, **changes.pop("decoder", {}))
-    return replace(tiny, encoder=encoder, decoder=decoder, **changes)
+    return replace(tiny, **DESIGNS[request.param])
 
 
 def test_design__predicts_each_hidden_patch_from_the_visible_ones(design: Pretrain) -> None:
@@ -121,7 +118,7 @@ def test_predictor__of_one_layer_more_adds_only_that(tiny: Pretrain) -> None:
         ({"predictor": Predictor(heads=5)}, "predictor.width"),
         (
             {
-                "encoder": Encoder(mask_tokens=True),
+                "mask": Mask(as_tokens=True),
                 "decoder": Decoder(depth=0),
                 "predictor": Predictor(shares="blocks"),
             },

@@ -24,7 +24,7 @@ FORBIDDEN = ("ablation", "ray", "mlflow", "pandas", "pyarrow", "pydantic")
 for name in FORBIDDEN:
     sys.modules[name] = None
 
-from hpm.config import Data, Decoder, Encoder, Optim, Pretrain
+from hpm.config import Data, Decoder, Encoder, Optim, Pretrain, Watch
 from hpm.trainer import TRAINER
 
 config = Pretrain(
@@ -32,6 +32,7 @@ config = Pretrain(
     encoder=Encoder(patch_size=8, width=16, depth=1, heads=2),
     decoder=Decoder(width=16, depth=1, heads=2),
     optim=Optim(batch_size=16, warmup_epochs=0),
+    watch=Watch(times=0),
     epochs=1,
     precision="float32",
 )
@@ -66,6 +67,7 @@ def test_trainer__has_one_training_stage() -> None:
     assert kinds == {
         "pretrain": "train",
         "random": "reference",
+        "checkpoint": "reference",
         "pixels": "reference",
         "knn": "evaluate",
         "linear": "evaluate",

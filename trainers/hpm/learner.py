@@ -49,6 +49,7 @@ def build_student(config: Pretrain, seed: int, *, outputs: int | None = None) ->
         config.decoder,
         config.predictor,
         image_size=config.data.image_size,
+        as_tokens=config.mask.as_tokens,
         outputs=outputs,
     )
     initialize(student, seed=seed)
@@ -66,11 +67,11 @@ class Learner:
     student: MaskedModel
     teacher: MaskedModel | None
     optimizer: AdamW
-    watch: Watch
+    watch: Watch | None
 
     @classmethod
     def start(
-        cls, config: Pretrain, target: Target, watch: Watch, *, seed: int, worker: Worker
+        cls, config: Pretrain, target: Target, watch: Watch | None, *, seed: int, worker: Worker
     ) -> Self:
         """Everything at step 0, on the worker's device."""
         student = build_student(config, seed, outputs=target.outputs).to(worker.device)
@@ -114,7 +115,7 @@ class Learner:
             "student": self.student.state_dict(),
             "teacher": teacher,
             "optimizer": self.optimizer.state_dict(),
-            "watch": self.watch.state(),
+            "watch": None if self.watch is None else self.watch.state(),
         }
         save_state(folder, state)
 
@@ -137,16 +138,19 @@ class Learner:
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.watch.restore(state["watch"])
+        if self.watch is not None:
+            self.watch.restore(state["watch"])
         return state["step"], state["metrics"]
 
     def look(self, step: int, now: Scheduled) -> dict[str, float]:
         """Look at the images of the watch after a step; see its metrics."""
+        assert self.watch is not None, "nothing is watched"
         return self.watch.look(self.student, self.teacher, self.target, step=step, now=now)
 
     def export(self, folder: Path) -> None:
         """Write the encoders of student and, where there is one, teacher, and what was seen."""
-        write_figures(folder / "figures", self.watch)
+        if self.watch is not None:
+            write_figures(folder / "figures", self.watch)
         export_encoder(
             folder,
             Description(self.config.encoder, self.config.data),

@@ -128,10 +128,12 @@ class DecoderInput(nn.Module):
 
     positions_ND: Tensor
 
-    def __init__(self, encoder: config.Encoder, width: int, *, image_size: int) -> None:
+    def __init__(
+        self, encoder: config.Encoder, width: int, *, image_size: int, mask_token: bool
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(encoder.width, width)
-        if not encoder.mask_tokens:
+        if mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         table = positions(image_size // encoder.patch_size, width)
         self.register_buffer("positions_ND", table, persistent=False)
@@ -149,7 +151,8 @@ class DecoderInput(nn.Module):
 class MaskedModel(nn.Module):
     """Encoder and heads: `forward` looks at masked images, `predict_loss` at whole ones.
 
-    `outputs` are the values that the reconstructor says of a patch (None: those of its pixels).
+    `as_tokens` shows the encoder hidden patches as mask tokens. `outputs` are the values that the
+    reconstructor says of a patch (None: those of its pixels).
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class MaskedModel(nn.Module):
         predictor: config.Predictor,
         *,
         image_size: int,
+        as_tokens: bool = False,
         outputs: int | None = None,
         reconstructor: bool = True,
     ) -> None:
@@ -166,12 +170,12 @@ class MaskedModel(nn.Module):
         self.encoder = VisionTransformer(encoder, image_size=image_size)
         # A module of its own, for a model's own parameters would be drawn before the encoder's.
         self.hidden = nn.ParameterDict()
-        if encoder.mask_tokens:
+        if as_tokens:
             self.hidden["mask_token"] = nn.Parameter(torch.zeros(1, 1, encoder.width))
         own, pixels = predictor.blocks(decoder), 3 * encoder.patch_size**2
         self.outputs = outputs or pixels
         predicts = predictor.objective != "none"
-        enter = partial(DecoderInput, encoder, image_size=image_size)
+        enter = partial(DecoderInput, encoder, image_size=image_size, mask_token=not as_tokens)
         shared = decoder.depth > 0 or (predicts and predictor.shares == "input" and own.depth > 0)
         self.decoder_input = enter(decoder.width) if shared else None
         self.reconstructor = None

@@ -67,9 +67,7 @@ def run(
         if should_stop():
             return None
     looks = look_steps(total, config.watch.times)
-    watch = Watch.start(
-        config, open_source(config.data.name, "val", place.data), seed=seed, worker=worker
-    )
+    watch = _watch(config, place, seed=seed, worker=worker)
     learner = Learner.start(config, target, watch, seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
     steps = range(done, total)
@@ -91,6 +89,13 @@ def run(
         trace = partial(learner.trace, taken)
         yield Progress(done, total, metrics if recorded else {}, save, trace)
     return Result(metrics, learner.export)
+
+
+def _watch(config: Pretrain, place: Place, *, seed: int, worker: Worker) -> Watch | None:
+    if config.watch.times == 0:
+        return None
+    source = open_source(config.data.name, "val", place.data)
+    return Watch.start(config, source, seed=seed, worker=worker)
 
 
 def _batches(

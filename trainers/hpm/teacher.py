@@ -18,6 +18,7 @@ def build_teacher(config: Pretrain, student: MaskedModel) -> MaskedModel:
         config.decoder,
         config.predictor,
         image_size=config.data.image_size,
+        as_tokens=config.mask.as_tokens,
         outputs=student.outputs,
         reconstructor=False,
     )

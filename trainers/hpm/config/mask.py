@@ -19,7 +19,8 @@ class Mask:
     `ratio` and `hard_share` are constant, or [first, last] (official: [0, 0.5], easy-to-hard) along
     a `schedule`, which moves with every epoch (official) or, for runs of few epochs, with every
     step; the one called step jumps after `step_at` of the run. Patches are hidden in squares of
-    `unit` by `unit` (SimMIM: 2).
+    `unit` by `unit` (SimMIM: 2). The encoder sees the visible ones alone (MAE) or, `as_tokens`, all
+    of them, the hidden ones as mask tokens (BEiT, SimMIM, MaskFeat).
     """
 
     ratio: float | tuple[float, float] = 0.75
@@ -31,6 +32,7 @@ class Mask:
     prefer: Literal["hard", "easy"] = "hard"
     rest: Literal["random", "block", "grid"] = "random"
     unit: int = 1
+    as_tokens: bool = False
 
     @property
     def ratio_range(self) -> tuple[float, float]:

@@ -13,18 +13,13 @@ Role: TypeAlias = Literal["student", "teacher"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A plain vision transformer.
-
-    It sees the visible patches alone (MAE) or, with `mask_tokens`, all of them, those that are
-    hidden as mask tokens (BEiT, SimMIM, MaskFeat).
-    """
+    """A plain vision transformer."""
 
     patch_size: int = 16
     width: int = 768
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    mask_tokens: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -127,10 +127,10 @@ class Pretrain:
     def _network_rules(self) -> Iterator[Rule]:
         decoder, predictor, target = self.decoder, self.predictor, self.target
         yield (
-            decoder.depth > 0 or self.encoder.mask_tokens,
+            decoder.depth > 0 or self.mask.as_tokens,
             "decoder.depth",
-            "must be at least 1 where the encoder sees no mask tokens (encoder.mask_tokens: "
-            "false), for nothing else would stand for what is hidden, got 0.",
+            "must be at least 1 where the encoder sees no mask tokens (mask.as_tokens: false), for "
+            "nothing else would stand for what is hidden, got 0.",
         )
         width, heads = predictor.width or decoder.width, predictor.heads or decoder.heads
         yield (

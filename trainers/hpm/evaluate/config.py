@@ -38,7 +38,7 @@ class Checkpoint:
     Official checkpoints of HPM hold a student and a teacher, its average; others one encoder.
     """
 
-    weights: str
+    weights: str = "checkpoint"
     role: Role = "student"
     data: Data = field(default_factory=Data)
     encoder: Encoder = field(default_factory=Encoder)
