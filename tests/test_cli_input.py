@@ -57,7 +57,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def planned(file: str = "toys.yaml") -> Plan:
-    return plan(load_study(Path(file)), TRAINER, {})
+    return plan(load_study(Path(file)), TRAINER, Place())
 
 
 def edit(old: str, new: str, file: str = "toys.yaml", into: str = "toys.yaml") -> None:

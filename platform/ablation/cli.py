@@ -82,7 +82,12 @@ def _say(text: str) -> None:
 def _profile(options: argparse.Namespace) -> Profile:
     data = parse_data(options.data, source="--data")
     on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
-    flags = {"storage": options.storage, "data": data, "workers": getattr(options, "workers", None)}
+    flags = {
+        "storage": options.storage,
+        "data": data,
+        "workers": getattr(options, "workers", None),
+        "allow_download": options.allow_download or None,
+    }
     return load_profile(on, environment=os.environ, flags=flags)
 
 
@@ -94,10 +99,10 @@ def _ledger(profile: Profile) -> Ledger:
 
 
 def _planned(options: argparse.Namespace, profile: Profile) -> tuple[Plan, Trainer]:
-    data, workers = profile.place.data, profile.layout.least
-    study: Study = load_study(options.study, data=data, workers=workers)
+    workers = profile.layout.least
+    study: Study = load_study(options.study, place=profile.place, workers=workers)
     trainer = load_trainer(study.trainer)
-    return plan(study, trainer, data, workers=workers), trainer
+    return plan(study, trainer, profile.place, workers=workers), trainer
 
 
 def _plan(options: argparse.Namespace) -> int:

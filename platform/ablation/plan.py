@@ -6,13 +6,18 @@ two. Stages of one identity are one piece of work, however many cells need them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ablation.cells import Cell, PlannedStage
-from ablation.feasibility import Step, check_workers, find_fingerprints, train_on
+from ablation.feasibility import (
+    Step,
+    check_fits,
+    check_workers,
+    find_fingerprints,
+    train_on,
+)
 from ablation.identity import digest
 from ablation.problems import StudyError, nearest
-from ablation.protocol import Trainer
+from ablation.protocol import Place, Trainer
 from ablation.study import Study
 
 __all__ = ["Plan", "plan"]
@@ -53,14 +58,13 @@ class Plan:
         return sum(len(cell.stages) for cell in self.cells)
 
 
-def plan(study: Study, trainer: Trainer, data: Mapping[str, Path], *, workers: int = 1) -> Plan:
-    """The cells of a study, for data sets that lie at `data` (name to path).
+def plan(study: Study, trainer: Trainer, place: Place, *, workers: int = 1) -> Plan:
+    """The cells of a study at a place.
 
-    Fingerprints are asked for once per distinct value of a configuration's field `data` (of the
-    whole configuration where it has no such field), and those that the study has not again.
+    What a study that was read at a place has been asked is not asked again.
 
-    Raises StudyError for data sets that are unknown, absent or unreadable, and for configurations
-    that cannot run on so many workers.
+    Raises StudyError for data that are unknown, absent or unreadable or do not serve, and for
+    configurations that cannot run on so many workers.
     """
     rows = [train_on(row, study.train) for row in study.rows]
     sides = [
@@ -69,10 +73,11 @@ def plan(study: Study, trainer: Trainer, data: Mapping[str, Path], *, workers: i
     ]
     references, evaluations = sides[: len(study.references)], sides[len(study.references) :]
     steps, document = [*rows, *sides], study.document
-    fingerprints, problems = find_fingerprints(
-        document, trainer, data, steps, known=study.fingerprints
-    )
-    problems += check_workers(document, trainer, workers, steps)
+    fingerprints, problems = study.fingerprints, [*check_workers(document, trainer, workers, steps)]
+    if fingerprints is None:
+        fingerprints, absent = find_fingerprints(document, trainer, place, steps)
+        problems += absent
+        problems += check_fits(document, trainer, place, steps, fingerprints)
     if problems:
         raise StudyError(problems)
     planner = _Planner(trainer, fingerprints)
@@ -94,7 +99,7 @@ class _Planner:
     """Gives stages their identities."""
 
     trainer: Trainer
-    fingerprints: Mapping[str, str | None]
+    fingerprints: Mapping[str, str]
 
     def stages(self, head: Step, after: Sequence[Step], seed: int) -> Iterator[PlannedStage]:
         first = self._stage(head, seed, None)
@@ -103,7 +108,8 @@ class _Planner:
             yield self._stage(step, seed, first.digest)
 
     def _stage(self, step: Step, seed: int, parent: str | None) -> PlannedStage:
-        data = self.fingerprints[step.data]
+        reads = self.trainer.reads(step.config)
+        data = " ".join(self.fingerprints[reads[path]] for path in sorted(reads)) or None
         return PlannedStage(
             name=step.stage,
             kind=self.trainer.stages()[step.stage].kind,

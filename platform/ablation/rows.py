@@ -16,7 +16,7 @@ from ablation.settings import Fault, flatten, layer, mend, settle, unknown
 from ablation.studyfile import StudyFile
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Axis", "Base", "Level", "Row", "axes_of", "check_rows", "locate", "multiply"]
+__all__ = ["Axis", "Base", "Level", "Row", "axes_of", "check_rows", "locate", "multiply", "touches"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def multiply(
             levels=tuple(level.label for level in levels),
             config=config,
             trails=tuple(level.trail for level in levels),
-            left_out=frozenset(path for path in base.left_out if not _touches(path, given)),
+            left_out=frozenset(path for path in base.left_out if not touches(path, given)),
         )
         problems += [problem for fault in faults for problem in _blame(document, base, row, fault)]
         if not faults and own == [level.settings for level in levels]:
@@ -138,7 +138,7 @@ def multiply(
     return tuple(rows), tuple(partial), problems
 
 
-def _touches(path: str, others: Set[str]) -> bool:
+def touches(path: str, others: Set[str]) -> bool:
     """Whether one of `others` sets a path, something in it or something around it."""
     return any(
         f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in others

@@ -9,10 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablation.feasibility import Step, check_workers, find_fingerprints, train_on
+from ablation.feasibility import (
+    Step,
+    check_fits,
+    check_workers,
+    find_fingerprints,
+    train_on,
+)
 from ablation.problems import Problem, StudyError, nearest
-from ablation.protocol import Direction, Kind, Trainer
-from ablation.rows import Axis, Base, Row, axes_of, check_rows, locate, multiply
+from ablation.protocol import Direction, Kind, Place, Trainer
+from ablation.rows import Axis, Base, Row, axes_of, check_rows, locate, multiply, touches
 from ablation.settings import Fault, flatten, layer, mend, paths, settle, unknown
 from ablation.studyfile import Layout, Published, StudyFile, parse
 from ablation.trainers import TrainerError, load_trainer
@@ -36,7 +42,7 @@ class Study:
 
     `metrics` are what its tables show, with the better direction of each: `metric` first, then
     the others of its evaluations. `document` is the file that it was read from. `fingerprints` of
-    its data sets, by `Step.data`, are there where reading was told where the data lie.
+    what its stages read, by name, are there where it was read at a place and found to run there.
     """
 
     name: str
@@ -55,20 +61,20 @@ class Study:
     layout: Layout | None
     published: Mapping[str, Published]
     document: Document = field(repr=False, compare=False)
-    fingerprints: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
+    fingerprints: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
 
 
 def load_study(
     path: Path,
     *,
     lookup: Callable[[str], Trainer] = load_trainer,
-    data: Mapping[str, Path] | None = None,
+    place: Place | None = None,
     workers: int = 1,
 ) -> Study:
     """The study in a file.
 
-    With `data` (name to path) it is also asked whether the data sets can be read and whether
-    `workers` can share each stage; without, `plan` will ask.
+    With a `place` it is also asked whether its data are there and serve, and whether `workers` can
+    share each stage; without, `plan` will ask.
 
     Raises StudyError with every problem that can be seen at once.
     """
@@ -84,12 +90,14 @@ def load_study(
     reading = _Reading(document, file, trainer)
     study = reading.study()
     problems += reading.problems
-    fingerprints: Mapping[str, str | None] = {}
-    if data is not None:
-        fingerprints, absent = find_fingerprints(document, trainer, data, reading.steps, known={})
+    fingerprints = None
+    if place is not None:
+        steps = reading.steps
+        fingerprints, absent = find_fingerprints(document, trainer, place, steps)
         problems += absent
         if reading.knows_preset:
-            problems += check_workers(document, trainer, workers, reading.steps)
+            problems += check_workers(document, trainer, workers, steps)
+            problems += check_fits(document, trainer, place, steps, fingerprints)
     if study is None or problems:
         raise StudyError(problems)
     return replace(study, fingerprints=fingerprints)
@@ -183,8 +191,8 @@ class _Reading:
             self._say(f"{path} {sentence}", *place)
         settings = {path: value for path, value in flat.items() if path not in wrong}
         left_out = (flatten(kind, self.file.set).keys() - given.keys()) | wrong.keys()
-        if not self.knows_preset and not given.keys() & {"data", "data.name"}:
-            left_out |= {"data.name"}
+        if not self.knows_preset:
+            left_out |= {path for path in paths(kind) if not touches(path, given.keys())}
         return Base(
             kind=kind,
             settings=settings,

@@ -14,6 +14,7 @@ from rich.console import Console
 from ablation.cells import Begun, Failed, Finished, Standing, Waiting
 from ablation.certificate import Certificate
 from ablation.plan import Plan, plan
+from ablation.protocol import Place
 from ablation.render import to_csv, to_markdown, to_text
 from ablation.statistics import Difference
 from ablation.study import load_study
@@ -59,7 +60,7 @@ def planned(tmp_path: Path) -> Planner:
     def make(text: str) -> Plan:
         (tmp_path / "x.yaml").write_text(text)
         study = load_study(tmp_path / "x.yaml", lookup=lambda name: ToyTrainer())
-        return plan(study, ToyTrainer(), {})
+        return plan(study, ToyTrainer(), Place())
 
     return make
 

@@ -23,7 +23,7 @@ class Place(Protocol):
 
     @property
     def data(self) -> Mapping[str, Path]:
-        """Folders of data sets by name."""
+        """Folders of data sets, and files of weights, by name."""
         ...
 
     @property
@@ -34,6 +34,11 @@ class Place(Protocol):
     @property
     def loaders(self) -> int:
         """Loader processes of one worker (0: none)."""
+        ...
+
+    @property
+    def download(self) -> bool:
+        """Whether weights that are not at hand may be fetched."""
         ...
 
 
