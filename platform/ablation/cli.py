@@ -24,12 +24,12 @@ from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
-from ablation.plan import Plan, plan
+from ablation.plan import Plan, sketch
 from ablation.problems import StudyError, nearest
-from ablation.profile import Profile, load_profile, parse_data
-from ablation.protocol import Trainer
+from ablation.profile import Profile
+from ablation.request import ledger_of, planned, profile_of
 from ablation.storage import LostStorageError, StorageError
-from ablation.study import Study, load_study
+from ablation.study import AbsentError
 from ablation.submitted import data_of, text_of
 from ablation.supervise import run_name, supervise
 from ablation.trainers import TrainerError, find_trainers, load_trainer
@@ -79,49 +79,26 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _profile(options: argparse.Namespace) -> Profile:
-    data = parse_data(options.data, source="--data")
-    on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
-    flags = {
-        "storage": options.storage,
-        "data": data,
-        "workers": getattr(options, "workers", None),
-        "allow_download": options.allow_download or None,
-    }
-    return load_profile(on, environment=os.environ, flags=flags)
-
-
-def _ledger(profile: Profile) -> Ledger:
-    """The profile's ledger, or the place for one."""
-    ledger = Ledger.open(profile.storage)
-    ledger.check(empty=True)
-    return ledger
-
-
-def _planned(options: argparse.Namespace, profile: Profile) -> tuple[Plan, Trainer]:
-    workers = profile.layout.least
-    study: Study = load_study(options.study, place=profile.place, workers=workers)
-    trainer = load_trainer(study.trainer)
-    return plan(study, trainer, profile.place, workers=workers), trainer
-
-
 def _plan(options: argparse.Namespace) -> int:
     from ablation.overview import overview
 
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    standings = _ledger(profile).standings(planned.stages)
-    _print(overview(planned, standings))
+    profile = profile_of(options)
+    try:
+        asked, _ = planned(options.study, profile)
+    except AbsentError as error:
+        _print(overview(sketch(error.study, load_trainer(error.study.trainer)), None))
+        raise
+    _print(overview(asked, ledger_of(profile).standings(asked.stages)))
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _finish(options, _profile(options))
+    return _finish(options, profile_of(options))
 
 
 def _resume(options: argparse.Namespace) -> int:
-    profile = _profile(options)
-    ledger = _ledger(profile)
+    profile = profile_of(options)
+    ledger = ledger_of(profile)
     text = text_of(ledger, options.name)
     if text is None:
         known = nearest(options.name, ledger.studies())
@@ -142,12 +119,12 @@ def _supervise(arguments: Sequence[str]) -> int:
 def _begin(options: argparse.Namespace, profile: Profile) -> "Run":
     from ablation.running import Run
 
-    planned, trainer = _planned(options, profile)
+    asked, trainer = planned(options.study, profile)
     inline = getattr(options, "inline", False)
     return Run(
-        plan=planned,
+        plan=asked,
         trainer=trainer,
-        ledger=_ledger(profile),
+        ledger=ledger_of(profile),
         profile=profile,
         console=Console(stderr=True),
         run=run_name(inline=inline),
@@ -168,53 +145,53 @@ def _status(options: argparse.Namespace) -> int:
     from ablation.overview import status
     from ablation.why import work_lost
 
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    ledger = _ledger(profile)
-    standings = ledger.standings(planned.stages)
-    _print(status(planned, standings, work_lost(ledger.tries(planned.stages))))
+    profile = profile_of(options)
+    asked, _ = planned(options.study, profile)
+    ledger = ledger_of(profile)
+    standings = ledger.standings(asked.stages)
+    _print(status(asked, standings, work_lost(ledger.tries(asked.stages))))
     return _failed(standings)
 
 
 def _table(options: argparse.Namespace) -> int:
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    ledger = _ledger(profile)
-    standings = ledger.standings(planned.stages)
-    _print_table(planned, standings, ledger, options.format)
+    profile = profile_of(options)
+    asked, _ = planned(options.study, profile)
+    ledger = ledger_of(profile)
+    standings = ledger.standings(asked.stages)
+    _print_table(asked, standings, ledger, options.format)
     return _failed(standings)
 
 
 def _why(options: argparse.Namespace) -> int:
     from ablation.why import story
 
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    found = planned.called(options.cell)
-    ledger = _ledger(profile)
-    standings = ledger.standings(planned.stages)
-    tries = ledger.tries(planned.stages)
+    profile = profile_of(options)
+    asked, _ = planned(options.study, profile)
+    found = asked.called(options.cell)
+    ledger = ledger_of(profile)
+    standings = ledger.standings(asked.stages)
+    tries = ledger.tries(asked.stages)
     for cell in found:
-        print("\n".join(story(cell, planned.cells, standings, tries)))
+        print("\n".join(story(cell, asked.cells, standings, tries)))
     return 0
 
 
 def _verify_resume(options: argparse.Namespace) -> int:
     from ablation.verify import Verification, on_cluster
 
-    profile = _profile(options)
+    profile = profile_of(options)
     profile = replace(profile, workers=profile.layout.least)  # as many in both runs
-    planned, trainer = _planned(options, profile)
+    asked, trainer = planned(options.study, profile)
     try:
         finding = Verification(
-            cell=planned.called(options.cell or planned.cells[0].title)[0],
+            cell=asked.called(options.cell or asked.cells[0].title)[0],
             trainer=trainer,
-            ledger=_ledger(profile),
+            ledger=ledger_of(profile),
             profile=profile,
             kills=options.kills,
             seed=options.seed,
             steps=options.steps,
-        ).run(on_cluster(planned, profile, Console(stderr=True)))
+        ).run(on_cluster(asked, profile, Console(stderr=True)))
     except KeyboardInterrupt:
         _say("Interrupted. Nothing was verified.")
         return 130
@@ -223,7 +200,7 @@ def _verify_resume(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
-    return 0 if _begin(options, _profile(options)).sync() else 1
+    return 0 if _begin(options, profile_of(options)).sync() else 1
 
 
 def _failed(standings: Mapping[str, Standing]) -> int:
@@ -231,12 +208,12 @@ def _failed(standings: Mapping[str, Standing]) -> int:
 
 
 def _print_table(
-    planned: Plan, standings: Mapping[str, Standing], ledger: Ledger, form: str = "text"
+    asked: Plan, standings: Mapping[str, Standing], ledger: Ledger, form: str = "text"
 ) -> None:
     from ablation.render import to_csv, to_markdown, to_text
     from ablation.table import tabulate
 
-    table = tabulate(planned, standings, ledger.certificates(planned.heads))
+    table = tabulate(asked, standings, ledger.certificates(asked.heads))
     if form == "text":
         _print(to_text(table, width=Console().width))
     else:
@@ -255,8 +232,8 @@ def _ui(options: argparse.Namespace) -> int:
     from ablation.serve import serve
     from ablation.tracking import TRACKING_ERRORS
 
-    profile = _profile(options)
-    ledger = _ledger(profile)
+    profile = profile_of(options)
+    ledger = ledger_of(profile)
     uri, embedded = profile.mlflow(ledger.storage.local)
     if embedded is None:
         raise _InputError(f"ui is for the embedded store; this profile's server is {public(uri)}.")

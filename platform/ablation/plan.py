@@ -20,7 +20,7 @@ from ablation.problems import StudyError, nearest
 from ablation.protocol import Place, Trainer
 from ablation.study import Study
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "plan", "sketch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +66,7 @@ def plan(study: Study, trainer: Trainer, place: Place, *, workers: int = 1) -> P
     Raises StudyError for data that are unknown, absent or unreadable or do not serve, and for
     configurations that cannot run on so many workers.
     """
-    rows = [train_on(row, study.train) for row in study.rows]
-    sides = [
-        Step(label=side.name, stage=side.name, config=side.config, trails=(side.trail,))
-        for side in (*study.references, *study.evaluations)
-    ]
-    references, evaluations = sides[: len(study.references)], sides[len(study.references) :]
-    steps, document = [*rows, *sides], study.document
+    steps, document = _steps(study), study.document
     fingerprints, problems = study.fingerprints, [*check_workers(document, trainer, workers, steps)]
     if fingerprints is None:
         fingerprints, absent = find_fingerprints(document, trainer, place, steps)
@@ -80,16 +74,40 @@ def plan(study: Study, trainer: Trainer, place: Place, *, workers: int = 1) -> P
         problems += check_fits(document, trainer, place, steps, fingerprints)
     if problems:
         raise StudyError(problems)
+    return _plan(study, trainer, fingerprints)
+
+
+def sketch(study: Study, trainer: Trainer) -> Plan:
+    """The cells of a study of which the data are not at hand: no ledger knows its digests.
+
+    Stages are taken for one where they read what is called the same.
+    """
+    names = {name for step in _steps(study) for name in step.reads(trainer).values()}
+    return _plan(study, trainer, {name: f"the content of {name}" for name in names})
+
+
+def _steps(study: Study) -> list[Step]:
+    """The study's stages without their seeds: rows, then references, then evaluations."""
+    sides = (*study.references, *study.evaluations)
+    return [
+        *(train_on(row, study.train) for row in study.rows),
+        *(Step(label=s.label, stage=s.name, config=s.config, trails=(s.trail,)) for s in sides),
+    ]
+
+
+def _plan(study: Study, trainer: Trainer, fingerprints: Mapping[str, str]) -> Plan:
+    steps = _steps(study)
+    num_rows, num_heads = len(study.rows), len(study.rows) + len(study.references)
     planner = _Planner(trainer, fingerprints)
     cells = [
         Cell(
             row=step.label,
             seed=seed,
-            stages=tuple(planner.stages(step, evaluations, seed)),
-            reference=step in references,
+            stages=tuple(planner.stages(step, steps[num_heads:], seed)),
+            reference=at >= num_rows,
         )
         for seed in study.seeds
-        for step in [*rows, *references]
+        for at, step in enumerate(steps[:num_heads])
     ]
     return Plan(study=study, cells=tuple(cells))
 

@@ -16,7 +16,18 @@ from ablation.settings import Fault, flatten, layer, mend, settle, unknown
 from ablation.studyfile import StudyFile
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Axis", "Base", "Level", "Row", "axes_of", "check_rows", "locate", "multiply", "touches"]
+__all__ = [
+    "Axis",
+    "Base",
+    "Level",
+    "Row",
+    "axes_of",
+    "check_rows",
+    "known",
+    "locate",
+    "multiply",
+    "touches",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +108,20 @@ def locate(document: Document, trail: Trail, path: str) -> Trail | None:
             if deeper or not rest or key in document.words:
                 return deeper or key
     return None
+
+
+def known(
+    document: Document, kind: type[object], settings: Mapping[str, Any], *trail: str | int
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Settings by full path as far as they exist, and a problem for each that does not."""
+    flat = flatten(kind, settings)
+    wrong = unknown(kind, flat)
+    problems = [
+        document.problem(str(fault), *(locate(document, trail, fault.path) or trail))
+        for fault in wrong
+    ]
+    gone = {fault.path for fault in wrong}
+    return {path: value for path, value in flat.items() if path not in gone}, problems
 
 
 def multiply(

@@ -28,8 +28,8 @@ def json_schema(trainer: Trainer) -> dict[str, Any]:
     fields["set"] |= settings
     fields["rows"] |= levels
     fields["grid"] |= {"type": "object", "minProperties": 1, "additionalProperties": levels}
-    fields["references"]["items"] = {"enum": _named(trainer, "reference")}
-    fields["evaluate"]["items"] = _evaluation(_named(trainer, "evaluate"))
+    fields["references"]["items"] = _stage(_named(trainer, "reference"))
+    fields["evaluate"]["items"] = _stage(_named(trainer, "evaluate"))
     for name, field in fields.items():
         if name in REQUIRED or name in ("rows", "grid", "layout"):
             _given(field)
@@ -67,7 +67,7 @@ def _inlined(schema: Any) -> Any:
     return {key: _inlined(value) for key, value in schema.items() if key != "$defs"}
 
 
-def _evaluation(names: list[str]) -> dict[str, Any]:
+def _stage(names: list[str]) -> dict[str, Any]:
     with_settings = {
         "type": "object",
         "minProperties": 1,

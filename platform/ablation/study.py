@@ -4,8 +4,8 @@ Reading is all or nothing: either every name, setting and rule holds, or a Study
 everything that does not, each with file, line and the nearest valid name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,25 @@ from ablation.feasibility import (
     train_on,
 )
 from ablation.problems import Problem, StudyError, nearest
-from ablation.protocol import Direction, Kind, Place, Trainer
-from ablation.rows import Axis, Base, Row, axes_of, check_rows, locate, multiply, touches
-from ablation.settings import Fault, flatten, layer, mend, paths, settle, unknown
+from ablation.protocol import Direction, Place, Trainer
+from ablation.rows import (
+    Axis,
+    Base,
+    Row,
+    axes_of,
+    check_rows,
+    known,
+    locate,
+    multiply,
+    touches,
+)
+from ablation.settings import flatten, layer, paths, settle
+from ablation.sides import Sides, StudyStage
 from ablation.studyfile import Layout, Published, StudyFile, parse
 from ablation.trainers import TrainerError, load_trainer
-from ablation.yamlfile import Document, Trail, read
+from ablation.yamlfile import Document, read
 
-__all__ = ["Axis", "Layout", "Published", "Row", "Study", "StudyStage", "load_study"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyStage:
-    """A stage beside training that a study asks for: an evaluation, or a reference."""
-
-    name: str
-    config: Any
-    trail: Trail
+__all__ = ["AbsentError", "Axis", "Layout", "Published", "Row", "Study", "load_study"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,14 @@ class Study:
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
 
 
+class AbsentError(StudyError):
+    """A sound `study` that cannot run at a place, for data that it reads are not at hand."""
+
+    def __init__(self, study: Study, problems: Iterable[Problem]) -> None:
+        self.study = study
+        super().__init__(problems)
+
+
 def load_study(
     path: Path,
     *,
@@ -76,7 +86,8 @@ def load_study(
     With a `place` it is also asked whether its data are there and serve, and whether `workers` can
     share each stage; without, `plan` will ask.
 
-    Raises StudyError with every problem that can be seen at once.
+    Raises StudyError with every problem that can be seen at once; AbsentError where the study is
+    sound and data that it reads are not at hand.
     """
     document = read(path)
     file, problems = parse(document)
@@ -90,7 +101,8 @@ def load_study(
     reading = _Reading(document, file, trainer)
     study = reading.study()
     problems += reading.problems
-    fingerprints = None
+    sound = study is not None and not problems
+    fingerprints, absent = None, list[Problem]()
     if place is not None:
         steps = reading.steps
         fingerprints, absent = find_fingerprints(document, trainer, place, steps)
@@ -98,6 +110,8 @@ def load_study(
         if reading.knows_preset:
             problems += check_workers(document, trainer, workers, steps)
             problems += check_fits(document, trainer, place, steps, fingerprints)
+    if study is not None and sound and absent:
+        raise AbsentError(study, problems)
     if study is None or problems:
         raise StudyError(problems)
     return replace(study, fingerprints=fingerprints)
@@ -114,7 +128,7 @@ class _Reading:
         self.file = file
         self.trainer = trainer
         self.stages = trainer.stages()
-        self.train = self._names("train")[0]
+        self.train = next(name for name, stage in self.stages.items() if stage.kind == "train")
         self.knows_preset = file.preset in trainer.presets()
         self.problems: list[Problem] = []
         self.steps: list[Step] = []
@@ -128,8 +142,12 @@ class _Reading:
         self.steps += [train_on(row, self.train) for row in (*rows, *partial)]
         self.problems += problems
         self.problems += check_rows(self.document, axes, rows)
-        references = tuple(self._references(base, preset))
-        evaluations = tuple(self._evaluations(preset))
+        sides = Sides(self.document, self.trainer, preset, knows_preset=self.knows_preset)
+        given = flatten(base.kind, file.set)
+        references = tuple(sides.references(file.references, base, given))
+        evaluations = tuple(sides.evaluations(file.evaluate))
+        self.steps += sides.steps
+        self.problems += sides.problems
         metrics = self._metrics()
         if self.problems or None in (file.name, file.metric, file.baseline, file.seeds):
             return None
@@ -158,9 +176,6 @@ class _Reading:
     def _say(self, sentence: str, *trail: str | int) -> None:
         self.problems.append(self.document.problem(sentence, *trail))
 
-    def _names(self, kind: Kind) -> list[str]:
-        return [name for name, stage in self.stages.items() if stage.kind == kind]
-
     def _preset(self) -> Mapping[str, Mapping[str, Any]]:
         presets, name = self.trainer.presets(), self.file.preset
         if name is not None and name not in presets:
@@ -168,22 +183,13 @@ class _Reading:
             self._say(sentence + nearest(name, presets), "preset")
         return presets.get(name or "", {})
 
-    def _flat(
-        self, kind: type[object], settings: Mapping[str, Any], *trail: str | int
-    ) -> dict[str, Any]:
-        """Settings by full path, without those that do not exist: these become problems."""
-        flat = flatten(kind, settings)
-        wrong = unknown(kind, flat)
-        for fault in wrong:
-            place = locate(self.document, trail, fault.path) or trail
-            self._say(str(fault), *place)
-        return {path: flat[path] for path in flat.keys() - {fault.path for fault in wrong}}
-
     def _base(self, preset: Mapping[str, Mapping[str, Any]]) -> Base:
         """Preset and `set`. Its own rules count only where a row still breaks them."""
         kind = self.stages[self.train].config_type
-        given = self._flat(kind, self.file.set, "set")
-        flat = layer(self._flat(kind, preset.get(self.train, {}), "preset"), given)
+        given, unknown = known(self.document, kind, self.file.set, "set")
+        common, absent = known(self.document, kind, preset.get(self.train, {}), "preset")
+        self.problems += [*unknown, *absent]
+        flat = layer(common, given)
         config, faults = settle(kind, flat)
         wrong = {fault.path: fault.sentence for fault in faults if not fault.rule}
         for path, sentence in wrong.items():
@@ -201,86 +207,6 @@ class _Reading:
             complete=self.knows_preset,
             left_out=frozenset(left_out),
         )
-
-    def _keep(
-        self,
-        stage: StudyStage,
-        flat: Mapping[str, Any],
-        faults: Sequence[Fault],
-        left_out: Set[str] = frozenset(),
-    ) -> Iterator[StudyStage]:
-        """A stage without faults; what is sound of it is a step in any case."""
-        mended = mend(self.stages[stage.name].config_type, flat, faults)
-        if mended and self.knows_preset:
-            self.steps.append(
-                Step(
-                    label=stage.name,
-                    stage=stage.name,
-                    config=mended[0],
-                    trails=(stage.trail,),
-                    left_out=mended[1] | left_out,
-                )
-            )
-        if not faults:
-            yield stage
-
-    def _evaluations(self, preset: Mapping[str, Mapping[str, Any]]) -> Iterator[StudyStage]:
-        known, seen = self._names("evaluate"), set[str]()
-        for at, item in enumerate(self.file.evaluate):
-            name, settings = (item, {}) if isinstance(item, str) else next(iter(item.items()))
-            trail = ("evaluate", at) if isinstance(item, str) else ("evaluate", at, name)
-            if name not in known:
-                sentence = f"evaluate must name evaluations of {self.trainer.name}, got {name!r}."
-                self._say(sentence + nearest(name, known), *trail)
-            elif name in seen:
-                self._say(f"evaluate must name a stage once, got {name!r} again.", *trail)
-            else:
-                yield from self._evaluation(name, preset.get(name, {}), settings, trail)
-            seen.add(name)
-
-    def _references(
-        self, base: Base, preset: Mapping[str, Mapping[str, Any]]
-    ) -> Iterator[StudyStage]:
-        """Yardsticks, each of the common configuration as far as it has the same fields.
-
-        What the preset says of a yardstick itself counts more, and `set` counts most.
-        """
-        known = self._names("reference")
-        for at, name in enumerate(self.file.references):
-            if name not in known:
-                sentence = f"references must be stages of {self.trainer.name}, got {name!r}."
-                self._say(sentence + nearest(name, known), "references", at)
-                continue
-            kind = self.stages[name].config_type
-            common = (
-                base.settings if base.config is None else flatten(base.kind, asdict(base.config))
-            )
-            shared = {path: held for path, held in common.items() if path in paths(kind)}
-            own = self._flat(kind, preset.get(name, {}), "preset")
-            given = {p: shared[p] for p in flatten(base.kind, self.file.set) if p in shared}
-            flat = layer(shared, own, given)
-            config, faults = settle(kind, flat)
-            for fault in faults:
-                self._say(str(fault), *(locate(self.document, ("set",), fault.path) or ("preset",)))
-            stage = StudyStage(name=name, config=config, trail=("references", at))
-            yield from self._keep(stage, flat, faults, base.left_out)
-
-    def _evaluation(
-        self, name: str, common: Mapping[str, Any], own: Mapping[str, Any], trail: Trail
-    ) -> Iterator[StudyStage]:
-        kind = self.stages[name].config_type
-        preset = self._flat(kind, common, "preset")
-        given = self._flat(kind, own, *trail)
-        flat = layer(preset, given)
-        config, faults = settle(kind, flat)
-        for fault in faults:
-            if place := locate(self.document, trail, fault.path):
-                self._say(f"{name}: {fault}", *place)
-            elif self.knows_preset:
-                self._say(f"{name}: {fault}", *(("preset",) if fault.path in preset else trail))
-        unknown_paths = flatten(kind, own).keys() - given.keys()
-        stage = StudyStage(name=name, config=config, trail=trail)
-        yield from self._keep(stage, flat, faults, unknown_paths)
 
     def _metrics(self) -> dict[str, Direction]:
         """What can be shown, the study's own metric first."""

@@ -54,6 +54,7 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED)]
 Settings: TypeAlias = Annotated[
     dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)
 ]
+Stage: TypeAlias = str | Annotated[dict[str, Settings], Field(min_length=1, max_length=1)]
 
 
 class _Model(BaseModel):
@@ -90,7 +91,7 @@ class StudyFile(_Model):
         default=None,
         description=f"a list of at least one whole number from 0 to {LAST_SEED}, all different",
     )
-    evaluate: list[str | Annotated[dict[str, Settings], Field(min_length=1, max_length=1)]] = Field(
+    evaluate: list[Stage] = Field(
         default_factory=list,
         description="a list of stages, each a name or {name: settings}, "
         "such as [knn, {linear: {epochs: 90}}]",
@@ -115,9 +116,10 @@ class StudyFile(_Model):
     layout: Layout | None = Field(
         default=None, description="{down: axis, across: axis}, naming the two axes of the grid"
     )
-    references: Annotated[list[str], AfterValidator(_distinct)] = Field(
+    references: list[Stage] = Field(
         default_factory=list,
-        description="a list of the trainer's reference stages, each named once",
+        description="a list of the trainer's reference stages, each a name or {name: settings}, "
+        "such as [random, {checkpoint: {weights: mae-b}}]",
     )
     published: dict[str, float | Published] = Field(
         default_factory=dict,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ablation.plan import Plan, plan
+from ablation.plan import Plan, plan, sketch
 from ablation.problems import StudyError
 from ablation.protocol import Place
-from ablation.study import Study, load_study
+from ablation.study import AbsentError, Study, load_study
 from ablation.toy import Toy, ToyMask, ToyTrainer
 
 STUDY = """\
@@ -305,3 +305,33 @@ def test_load__keeps_the_text_that_it_read(read: Reader) -> None:
     study = read(STUDY)
     Path("x.yaml").write_text("name: other")
     assert study.document.text == STUDY
+
+
+def test_plan__references_of_one_stage_are_rows_of_their_own(read: Reader) -> None:
+    text = STUDY.replace("[noise]", "[noise, {noise: {scale: 2}}]")
+    found = plan(read(text), ToyTrainer(), Place())
+    assert [cell.label for cell in found.cells[2:4]] == [
+        "noise (reference)", "noise (scale: 2) (reference)"
+    ]  # fmt: skip
+    assert found.cells[2].stages[0].digest != found.cells[3].stages[0].digest
+    assert digests(plan(read(STUDY), ToyTrainer(), Place())).items() <= digests(found).items()
+
+
+def test_load__data_that_are_not_at_hand_leave_a_sound_study(read: Reader) -> None:
+    text = STUDY + "set: {data: cats}\n"
+    Path("cats").write_text("meow")
+    Path("x.yaml").write_text(text)
+    with pytest.raises(AbsentError) as caught:
+        load_study(Path("x.yaml"), lookup=lambda name: ToyTrainer(), place=Place())
+    assert str(caught.value) == f"x.yaml:12: {NOWHERE}"
+    sketched = sketch(caught.value.study, ToyTrainer())
+    found = plan(caught.value.study, ToyTrainer(), Place(data={"cats": Path("cats")}))
+    assert [cell.title for cell in sketched.cells] == [cell.title for cell in found.cells]
+    assert (len(sketched.stages), sketched.num_stages) == (len(found.stages), found.num_stages)
+    rows = [stage for cell in sketched.cells if not cell.reference for stage in cell]
+    assert not found.stages.keys() & {stage.digest for stage in rows}
+    for wrong in (text.replace("rate: 0.1", "rote: 0.1"), text.replace("quick", "quik")):
+        Path("x.yaml").write_text(wrong)
+        with pytest.raises(StudyError) as other:
+            load_study(Path("x.yaml"), lookup=lambda name: ToyTrainer(), place=Place())
+        assert not isinstance(other.value, AbsentError)

@@ -122,3 +122,22 @@ rows:
     assert (reference.config.oven.heat, reference.config.oven.racks) == (190.0, (7,))
     (reference,) = read(text.replace("set: {oven.heat: 190}\n", "")).references
     assert (reference.config.oven.heat, reference.config.oven.racks) == (150.0, (7,))
+
+
+def test_reference__its_own_settings_count_most_and_are_in_its_label(read: Reader) -> None:
+    study = read(
+        changed("preset", "preset: rack")
+        + "set: {oven.heat: 190}\n"
+        + ROWS
+        + "references: [raw, {raw: {data: rye, oven: {heat: 90}}}, {raw: {oven.racks: [1, 2]}}]\n"
+    )
+    assert [(raw.label, raw.name) for raw in study.references] == [
+        ("raw", "raw"),
+        ("raw (data: rye, oven.heat: 90)", "raw"),
+        ("raw (oven.racks: [1, 2])", "raw"),
+    ]
+    assert [(raw.config.oven.heat, raw.config.oven.racks) for raw in study.references] == [
+        (190.0, (7,)),
+        (90.0, (7,)),
+        (190.0, (1, 2)),
+    ]

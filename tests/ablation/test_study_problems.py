@@ -91,7 +91,15 @@ def test_load__one_wrong_key(problem: Problem, key: str, line: str, expected: st
         ("set: {oven.heat: 301}", "9: oven.heat must be in (0, 300), got 301."),
         ("set:\n  oven:\n    haet: 3", "11: oven.haet is no setting. Did you mean 'oven.heat'?"),
         ("references: [5]", "9: references must be a list of the trainer's reference stages, each "
-         "named once, got 5."),
+         "a name or {name: settings}, such as [random, {checkpoint: {weights: mae-b}}], got 5."),
+        ("references: [raw, raw]", "9: reference 'raw' must differ from reference 'raw', but the "
+         "two are one configuration. Change a setting or drop one."),
+        ("references: [raw, {raw: {oven.heat: 180}}]",
+         "9: reference 'raw (oven.heat: 180)' must differ from reference 'raw', but"),
+        ("references: [{raw: {oven.haet: 3}}]",
+         "9: oven.haet is no setting. Did you mean 'oven.heat'?"),
+        ("references:\n  - raw\n  - raw: {oven: {heat: 301}}",
+         "11: oven.heat must be in (0, 300), got 301."),
         ("set: {glaze: " + "x" * 99 + "}",
          "9: glaze must be a number or a list of 2, each a number, got \"" + "x" * 56 + "...."),
         ("references: [row]",
