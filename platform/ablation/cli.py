@@ -210,14 +210,15 @@ def _failed(standings: Mapping[str, Standing]) -> int:
 def _print_table(
     asked: Plan, standings: Mapping[str, Standing], ledger: Ledger, form: str = "text"
 ) -> None:
-    from ablation.render import to_csv, to_markdown, to_text
+    from ablation.render import to_markdown, to_text
+    from ablation.spreadsheet import to_csv
     from ablation.table import tabulate
 
     table = tabulate(asked, standings, ledger.certificates(asked.heads))
     if form == "text":
         _print(to_text(table, width=Console().width))
     else:
-        print({"md": to_markdown, "csv": to_csv}[form](table), end="")
+        print(to_csv(table) if form == "csv" else to_markdown(table), end="")
 
 
 def _print(shown: RenderableType) -> None:

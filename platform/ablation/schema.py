@@ -30,6 +30,13 @@ def json_schema(trainer: Trainer) -> dict[str, Any]:
     fields["grid"] |= {"type": "object", "minProperties": 1, "additionalProperties": levels}
     fields["references"]["items"] = _stage(_named(trainer, "reference"))
     fields["evaluate"]["items"] = _stage(_named(trainer, "evaluate"))
+    number = fields["published"]["additionalProperties"]["oneOf"][:2]
+    of_metrics = {name: {"anyOf": number} for name in sorted(trainer.metrics())}
+    by_metric = {"type": "object", "minProperties": 1, "properties": of_metrics}
+    numbers = {"anyOf": [*number, by_metric | {"additionalProperties": False}]}
+    for name in ("published", "printed"):
+        fields[name]["additionalProperties"] = numbers
+    shared["Claim"]["properties"]["metric"] = {"enum": [*sorted(trainer.metrics()), None]}
     for name, field in fields.items():
         if name in REQUIRED or name in ("rows", "grid", "layout"):
             _given(field)

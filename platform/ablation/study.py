@@ -4,7 +4,7 @@ Reading is all or nothing: either every name, setting and rule holds, or a Study
 everything that does not, each with file, line and the nearest valid name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ablation.feasibility import (
     find_fingerprints,
     train_on,
 )
+from ablation.labels import check_labels
+from ablation.papers import Numbers, Published, Question, by_metric, row_pairs
 from ablation.problems import Problem, StudyError, nearest
 from ablation.protocol import Direction, Place, Trainer
 from ablation.rows import (
@@ -31,11 +33,11 @@ from ablation.rows import (
 )
 from ablation.settings import flatten, layer, paths, settle
 from ablation.sides import Sides, StudyStage
-from ablation.studyfile import Layout, Published, StudyFile, parse
+from ablation.studyfile import Layout, StudyFile, parse
 from ablation.trainers import TrainerError, load_trainer
-from ablation.yamlfile import Document, read
+from ablation.yamlfile import Document, Trail, read
 
-__all__ = ["AbsentError", "Axis", "Layout", "Published", "Row", "Study", "load_study"]
+__all__ = ["AbsentError", "Axis", "Layout", "Row", "Study", "load_study"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,10 @@ class Study:
     """A valid study. `rows` are complete configurations of the training stage `train`.
 
     `metrics` are what its tables show, with the better direction of each: `metric` first, then
-    the others of its evaluations. `document` is the file that it was read from. `fingerprints` of
-    what its stages read, by name, are there where it was read at a place and found to run there.
+    the others of its evaluations. `published` and `printed` are numbers by row, or label, and
+    metric; `questions` are its claims, in a grid one for each two rows that they are about.
+    `document` is the file that it was read from. `fingerprints` of what its stages read, by name,
+    are there where it was read at a place and found to run there.
     """
 
     name: str
@@ -61,7 +65,9 @@ class Study:
     axes: tuple[Axis, ...]
     rows: tuple[Row, ...]
     layout: Layout | None
-    published: Mapping[str, Published]
+    published: Mapping[str, Mapping[str, Published]]
+    printed: Mapping[str, Mapping[str, Published]]
+    questions: tuple[Question, ...]
     document: Document = field(repr=False, compare=False)
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
 
@@ -91,6 +97,7 @@ def load_study(
     """
     document = read(path)
     file, problems = parse(document)
+    problems += check_labels(document, file)
     try:
         trainer = None if file.trainer is None else lookup(file.trainer)
     except TrainerError as error:
@@ -149,6 +156,7 @@ class _Reading:
         self.steps += sides.steps
         self.problems += sides.problems
         metrics = self._metrics()
+        self._check_metrics(metrics)
         if self.problems or None in (file.name, file.metric, file.baseline, file.seeds):
             return None
         return Study(
@@ -166,10 +174,9 @@ class _Reading:
             axes=axes,
             rows=rows,
             layout=file.layout,
-            published={
-                label: number if isinstance(number, Published) else Published(value=number)
-                for label, number in file.published.items()
-            },
+            published=self._numbers(file.published),
+            printed=self._numbers(file.printed),
+            questions=tuple(self._questions(axes)),
             document=self.document,
         )
 
@@ -229,3 +236,38 @@ class _Reading:
             sentence = f"metric must be one of {self.trainer.name}'s, got {metric!r}."
             self._say(sentence + nearest(metric, ours or every), "metric")
         return ours
+
+    def _check_metrics(self, shown: Mapping[str, Direction]) -> None:
+        """See that numbers of papers and claims are of metrics that the table shows."""
+        named: list[tuple[str, Trail]] = [
+            (metric, (key, label, metric))
+            for key, numbers in (("published", self.file.published), ("printed", self.file.printed))
+            for label, number in numbers.items()
+            if isinstance(number, dict)
+            for metric in number
+        ]
+        named += [
+            (claim.metric, ("claims", name, "metric"))
+            for name, claim in self.file.claims.items()
+            if claim.metric is not None
+        ]
+        for metric, trail in named:
+            if metric not in shown:
+                sentence = f"{trail[0]} must be of metrics that the table shows, got {metric!r}."
+                self._say(sentence + nearest(metric, shown), *trail)
+
+    def _numbers(self, numbers: Mapping[str, Numbers]) -> dict[str, dict[str, Published]]:
+        metric = str(self.file.metric)
+        return {label: by_metric(number, metric) for label, number in numbers.items()}
+
+    def _questions(self, axes: Sequence[Axis]) -> Iterator[Question]:
+        labels = [[level.label for level in axis.levels] for axis in axes]
+        for name, claim in self.file.claims.items():
+            for better, than in row_pairs(labels, claim.better, claim.than):
+                yield Question(
+                    name=name,
+                    better=better,
+                    than=than,
+                    metric=claim.metric or str(self.file.metric),
+                    claim=claim,
+                )

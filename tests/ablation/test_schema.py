@@ -20,7 +20,16 @@ STUDY: dict[str, Any] = {
     "references": ["noise", {"noise": {"scale": 2}}],
     "set": {"mask.prefer": "easy", "mask": {"ratio": 1}},
     "rows": {"a": {"rate": 1}, "b": None},
-    "published": {"a": 1, "b": {"value": 2, "status": "author"}},
+    "published": {
+        "a": 1,
+        "b": {"value": 2, "status": "author"},
+        "c": {"score/accuracy": 3, "probe/accuracy": {"value": 4, "note": "of their own"}},
+    },
+    "printed": {"theirs": {"value": 1.5}},
+    "claims": {
+        "faster": {"better": "b", "than": "a"},
+        "slower": {"better": "a", "than": "b", "metric": "train/loss", "says": "so"},
+    },
 }
 GRID = {"x": {"a": {"rate": 1}, "b": {"mask.ratio": 0.5}}}
 
@@ -58,6 +67,10 @@ def test_json_schema__admits_a_study() -> None:
         {"grid": GRID},
         {"seed": 1},
         {"published": {"a": {"value": 1, "status": "rumour"}}},
+        {"published": {"a": {"score/x": 1}}},
+        {"printed": {"a": {"score/accuracy": {"status": "author"}}}},
+        {"claims": {"a": {"better": "b"}}},
+        {"claims": {"a": {"better": "b", "than": "a", "metric": "score/x"}}},
     ],
 )
 def test_json_schema__refuses(change: dict[str, Any]) -> None:

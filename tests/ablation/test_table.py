@@ -15,7 +15,8 @@ from ablation.cells import Begun, Failed, Finished, Standing, Waiting
 from ablation.certificate import Certificate
 from ablation.plan import Plan, plan
 from ablation.protocol import Place
-from ablation.render import to_csv, to_markdown, to_text
+from ablation.render import to_markdown, to_text
+from ablation.spreadsheet import to_csv
 from ablation.statistics import Difference
 from ablation.study import load_study
 from ablation.table import Table, TableRow, tabulate
@@ -119,7 +120,8 @@ def test_tabulate__a_complete_study(planned: Planner) -> None:
     assert [row.label for row in table.references] == ["noise"]
     assert table.references[0].entries["score/accuracy"].difference is None
     assert table.missing == ()
-    assert rows["b"].published is not None
+    assert rows["b"].published["score/accuracy"].value == 82.5
+    assert rows["a"].published == {}
     assert table.notes == (
         "Published: Table 1 (second-hand).",
         "Differences are paired by seed, with 95% intervals by Student's t, each by itself: "
