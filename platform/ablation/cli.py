@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,20 +22,21 @@ from rich.console import Console, RenderableType
 from ablation.address import public
 from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
+from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
-from ablation.plan import Plan, sketch
+from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
-from ablation.request import ledger_of, planned, profile_of
+from ablation.request import glimpse, ledger_of, planned, planned_one, profile_of
 from ablation.storage import LostStorageError, StorageError
-from ablation.study import AbsentError
 from ablation.submitted import data_of, text_of
 from ablation.supervise import run_name, supervise
 from ablation.trainers import TrainerError, find_trainers, load_trainer
 
 if TYPE_CHECKING:
     from ablation.running import Run
+    from ablation.table import Table
 
 __all__ = ["main"]
 
@@ -80,15 +81,16 @@ def _say(text: str) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from ablation.overview import overview
+    from ablation.overview import overview, totals
 
-    profile = profile_of(options)
-    try:
-        asked, _ = planned(options.study, profile)
-    except AbsentError as error:
-        _print(overview(sketch(error.study, load_trainer(error.study.trainer)), None))
-        raise
-    _print(overview(asked, ledger_of(profile).standings(asked.stages)))
+    included = include(options.study)
+    plans, standings, absent = glimpse(included, profile_of(options))
+    shown = [overview(asked, standings) for asked in plans]
+    if included.name:
+        shown.append(totals(included, plans, standings))
+    _print(*shown)
+    if absent:
+        raise absent
     return 0
 
 
@@ -116,26 +118,35 @@ def _supervise(arguments: Sequence[str]) -> int:
     return supervise([sys.executable, "-m", "ablation.supervised", *rest], _say)
 
 
-def _begin(options: argparse.Namespace, profile: Profile) -> "Run":
+def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:
+    """A run for each study, one after the other; all are planned before the first begins."""
     from ablation.running import Run
 
-    asked, trainer = planned(options.study, profile)
+    plans, ledger = planned(include(options.study), profile), ledger_of(profile)
     inline = getattr(options, "inline", False)
-    return Run(
-        plan=asked,
-        trainer=trainer,
-        ledger=ledger_of(profile),
-        profile=profile,
-        console=Console(stderr=True),
-        run=run_name(inline=inline),
-        inline=inline,
-    )
+    name = run_name(inline=inline)
+    for asked, trainer in plans:
+        if len(plans) > 1:
+            _say(f"{asked.study.name}:")
+        yield Run(
+            plan=asked,
+            trainer=trainer,
+            ledger=ledger,
+            profile=profile,
+            console=Console(stderr=True),
+            run=name,
+            inline=inline,
+        )
 
 
 def _finish(options: argparse.Namespace, profile: Profile) -> int:
-    run = _begin(options, profile)
+    return max([_finish_one(run) for run in _runs(options, profile)])
+
+
+def _finish_one(run: "Run") -> int:
     standings, lost = run.finish()
-    _print_table(run.plan, standings, run.ledger.patient(profile.patience_s, _say))
+    ledger = run.ledger.patient(run.profile.patience_s, _say)
+    _print_tables([_tabulated(run.plan, standings, ledger)])
     for title, reason in lost.items():
         _say(f"{title}: lost ({reason}). Run the same command again.")
     return int(not all(isinstance(standing, Finished) for standing in standings.values()))
@@ -145,28 +156,32 @@ def _status(options: argparse.Namespace) -> int:
     from ablation.overview import status
     from ablation.why import work_lost
 
-    profile = profile_of(options)
-    asked, _ = planned(options.study, profile)
-    ledger = ledger_of(profile)
-    standings = ledger.standings(asked.stages)
-    _print(status(asked, standings, work_lost(ledger.tries(asked.stages))))
-    return _failed(standings)
+    shown, codes = [], []
+    for asked, standings, ledger in _stands(options):
+        shown.append(status(asked, standings, work_lost(ledger.tries(asked.stages))))
+        codes.append(_failed(standings))
+    _print(*shown)
+    return max(codes)
 
 
 def _table(options: argparse.Namespace) -> int:
+    stands = _stands(options)
+    _print_tables([_tabulated(*each) for each in stands], options.format)
+    return max(_failed(standings) for _, standings, _ in stands)
+
+
+def _stands(options: argparse.Namespace) -> list[tuple[Plan, dict[str, Standing], Ledger]]:
+    """The plan of each study, and how its stages stand in the ledger."""
     profile = profile_of(options)
-    asked, _ = planned(options.study, profile)
-    ledger = ledger_of(profile)
-    standings = ledger.standings(asked.stages)
-    _print_table(asked, standings, ledger, options.format)
-    return _failed(standings)
+    plans, ledger = planned(include(options.study), profile), ledger_of(profile)
+    return [(asked, ledger.standings(asked.stages), ledger) for asked, _ in plans]
 
 
 def _why(options: argparse.Namespace) -> int:
     from ablation.why import story
 
     profile = profile_of(options)
-    asked, _ = planned(options.study, profile)
+    asked, _ = planned_one(options.study, profile)
     found = asked.called(options.cell)
     ledger = ledger_of(profile)
     standings = ledger.standings(asked.stages)
@@ -181,7 +196,7 @@ def _verify_resume(options: argparse.Namespace) -> int:
 
     profile = profile_of(options)
     profile = replace(profile, workers=profile.layout.least)  # as many in both runs
-    asked, trainer = planned(options.study, profile)
+    asked, trainer = planned_one(options.study, profile)
     try:
         finding = Verification(
             cell=asked.called(options.cell or asked.cells[0].title)[0],
@@ -200,33 +215,36 @@ def _verify_resume(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
-    return 0 if _begin(options, profile_of(options)).sync() else 1
+    return max([0 if run.sync() else 1 for run in _runs(options, profile_of(options))])
 
 
 def _failed(standings: Mapping[str, Standing]) -> int:
     return int(any(isinstance(standing, Failed) for standing in standings.values()))
 
 
-def _print_table(
-    asked: Plan, standings: Mapping[str, Standing], ledger: Ledger, form: str = "text"
-) -> None:
-    from ablation.render import to_markdown, to_text
-    from ablation.spreadsheet import to_csv
+def _tabulated(asked: Plan, standings: Mapping[str, Standing], ledger: Ledger) -> "Table":
     from ablation.table import tabulate
 
-    table = tabulate(asked, standings, ledger.certificates(asked.heads))
+    return tabulate(asked, standings, ledger.certificates(asked.heads))
+
+
+def _print_tables(tables: Sequence["Table"], form: str = "text") -> None:
+    from ablation.render import to_markdown, to_text
+    from ablation.spreadsheet import to_csv
+
     if form == "text":
-        _print(to_text(table, width=Console().width))
+        _print(*(to_text(table, width=Console().width) for table in tables))
     else:
-        print(to_csv(table) if form == "csv" else to_markdown(table), end="")
+        print(to_csv(*tables) if form == "csv" else "\n".join(map(to_markdown, tables)), end="")
 
 
-def _print(shown: RenderableType) -> None:
-    """To stdout by `print`, since rich ends the process where a pipe is closed."""
+def _print(*shown: RenderableType) -> None:
+    """To stdout by `print`, since rich ends the process where a pipe is closed; a line between."""
     console = Console()
-    with console.capture() as captured:
-        console.print(shown)
-    print(captured.get(), end="")
+    for at, each in enumerate(shown):
+        with console.capture() as captured:
+            console.print(each)
+        print("\n" * bool(at) + captured.get(), end="")
 
 
 def _ui(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """A plan and how it stands, for a terminal."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import assert_never
 
 from rich import box
@@ -9,10 +9,11 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.include import Included
 from ablation.plan import Plan
 from ablation.why import Lost
 
-__all__ = ["overview", "status"]
+__all__ = ["overview", "status", "totals"]
 
 
 def overview(plan: Plan, standings: Mapping[str, Standing] | None) -> RenderableType:
@@ -43,6 +44,24 @@ def overview(plan: Plan, standings: Mapping[str, Standing] | None) -> Renderable
         Text(
             f"{len(plan.cells)} cells of {names}: {len(stages)} stages"
             f"{f' ({shared} shared)' if shared else ''}, {_progress(stages, standings)}."
+        ),
+    )
+
+
+def totals(
+    included: Included, plans: Sequence[Plan], standings: Mapping[str, Standing] | None
+) -> RenderableType:
+    """What several studies come to together, with what they share and without it."""
+    cells = [tuple(stage.digest for stage in cell) for plan in plans for cell in plan.cells]
+    stages = {digest for cell in cells for digest in cell}
+    whole = sum(plan.num_stages for plan in plans)
+    return Group(
+        Text(included.name, style="bold"),
+        *([Text(included.question)] if included.question else []),
+        Text(
+            f"{len(plans)} studies: {len(cells)} cells, {len(set(cells))} of them different; "
+            f"{whole} stages without sharing, {len(stages)} with it ({whole - len(stages)} saved), "
+            f"{_progress(stages, standings)}."
         ),
     )
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from ablation.include import IncludeFile
 from ablation.protocol import Kind, Trainer
 from ablation.settings import paths
 from ablation.studyfile import REQUIRED, StudyFile
@@ -40,12 +41,21 @@ def json_schema(trainer: Trainer) -> dict[str, Any]:
     for name, field in fields.items():
         if name in REQUIRED or name in ("rows", "grid", "layout"):
             _given(field)
+    several = IncludeFile.model_json_schema()
+    fields["include"] = several["properties"]["include"]
     return {
         **schema,
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"A study of {trainer.name}",
-        "required": list(REQUIRED),
-        "oneOf": [{"required": ["rows"]}, {"required": ["grid"]}],
+        "title": f"A study of {trainer.name}, or a file that includes several",
+        "if": {"required": ["include"]},
+        "then": {
+            "required": several["required"],
+            "propertyNames": {"enum": list(several["properties"])},
+        },
+        "else": {
+            "required": list(REQUIRED),
+            "oneOf": [{"required": ["rows"]}, {"required": ["grid"]}],
+        },
     }
 
 

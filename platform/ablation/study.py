@@ -37,7 +37,7 @@ from ablation.studyfile import Layout, StudyFile, parse
 from ablation.trainers import TrainerError, load_trainer
 from ablation.yamlfile import Document, Trail, read
 
-__all__ = ["AbsentError", "Axis", "Layout", "Row", "Study", "load_study"]
+__all__ = ["AbsentError", "Axis", "Layout", "Row", "Study", "load_study", "study_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +73,10 @@ class Study:
 
 
 class AbsentError(StudyError):
-    """A sound `study` that cannot run at a place, for data that it reads are not at hand."""
+    """Sound `studies` that cannot run at a place, for data that they read are not at hand."""
 
-    def __init__(self, study: Study, problems: Iterable[Problem]) -> None:
-        self.study = study
+    def __init__(self, studies: Iterable[Study], problems: Iterable[Problem]) -> None:
+        self.studies = tuple(studies)
         super().__init__(problems)
 
 
@@ -95,7 +95,17 @@ def load_study(
     Raises StudyError with every problem that can be seen at once; AbsentError where the study is
     sound and data that it reads are not at hand.
     """
-    document = read(path)
+    return study_of(read(path), lookup=lookup, place=place, workers=workers)
+
+
+def study_of(
+    document: Document,
+    *,
+    lookup: Callable[[str], Trainer] = load_trainer,
+    place: Place | None = None,
+    workers: int = 1,
+) -> Study:
+    """The study in a document, as `load_study`."""
     file, problems = parse(document)
     problems += check_labels(document, file)
     try:
@@ -118,7 +128,7 @@ def load_study(
             problems += check_workers(document, trainer, workers, steps)
             problems += check_fits(document, trainer, place, steps, fingerprints)
     if study is not None and sound and absent:
-        raise AbsentError(study, problems)
+        raise AbsentError([study], problems)
     if study is None or problems:
         raise StudyError(problems)
     return replace(study, fingerprints=fingerprints)

@@ -15,7 +15,7 @@ from ablation.papers import Claim, Numbers, Part, Published
 from ablation.problems import Problem, StudyError, nearest, show
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Layout", "StudyFile", "parse"]
+__all__ = ["Label", "Layout", "Name", "StudyFile", "parse"]
 
 REQUIRED = ("name", "trainer", "preset", "seeds", "metric", "baseline")
 NAMES = ("name", "trainer", "preset", "metric", "baseline")
@@ -51,7 +51,10 @@ def _distinct(items: list[Any]) -> list[Any]:
     return items
 
 
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+"""Of a study, or of a file that includes several."""
 Label: TypeAlias = Annotated[str, AfterValidator(_label)]
+"""Printable text without spaces around it."""
 Level: TypeAlias = Annotated[Label, AfterValidator(_level)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED)]
 Settings: TypeAlias = Annotated[
@@ -70,7 +73,7 @@ class Layout(Part):
 class StudyFile(Part):
     """A study as written. What is None was not given."""
 
-    name: Annotated[str, AfterValidator(_name)] | None = Field(default=None, description=NAME_RULE)
+    name: Name | None = Field(default=None, description=NAME_RULE)
     question: str = Field(default="", description="text")
     trainer: str | None = Field(default=None, description="the name of an installed trainer")
     preset: str | None = Field(default=None, description="the name of one of the trainer's presets")

@@ -46,6 +46,15 @@ def test_json_schema__admits_a_study() -> None:
     assert errors({**without, "grid": GRID, "layout": {"down": "x", "across": "y"}}) == []
 
 
+def test_json_schema__admits_a_file_that_includes_studies() -> None:
+    several = {"name": "all", "question": "Why?", "include": ["a.yaml", "b.yaml"]}
+    assert errors(several) == []
+    assert errors({**several, "include": []})
+    assert errors({**several, "trainer": "toy"})
+    assert errors({**STUDY, "include": ["a.yaml"]})
+    assert errors({"include": ["a.yaml"]})
+
+
 @pytest.mark.parametrize(
     "change",
     [
