@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ablation.identity import canonical
 from ablation.problems import Problem
@@ -12,7 +12,10 @@ from ablation.rows import Row, locate
 from ablation.settings import speaks_of
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Step", "check_fits", "check_workers", "find_fingerprints", "train_on"]
+__all__ = ["Cache", "Step", "check_fits", "check_workers", "find_fingerprints", "train_on"]
+
+Cache: TypeAlias = dict[tuple[str, str], str]
+"""Fingerprints that were found at a place, by trainer and name: reading data takes its time."""
 
 _NAMED = 5
 """Rows that one problem names."""
@@ -52,7 +55,12 @@ def train_on(row: Row, stage: str) -> Step:
 
 
 def find_fingerprints(
-    document: Document, trainer: Trainer, place: Place, steps: Sequence[Step]
+    document: Document,
+    trainer: Trainer,
+    place: Place,
+    steps: Sequence[Step],
+    *,
+    cache: Cache,
 ) -> tuple[dict[str, str], list[Problem]]:
     """Fingerprints by name, and a problem for each name that has none; each is asked for once."""
     found: dict[str, str] = {}
@@ -62,7 +70,8 @@ def find_fingerprints(
             if name in found or name in absent:
                 continue
             try:
-                found[name] = trainer.fingerprint(name, place)
+                found[name] = cache.get((trainer.name, name)) or trainer.fingerprint(name, place)
+                cache[trainer.name, name] = found[name]
             except (LookupError, ValueError, OSError) as error:
                 places = (locate(document, trail, path) for trail in step.trails)
                 common = locate(document, ("set",), path) or ("preset",)
@@ -99,6 +108,7 @@ def check_fits(
     trainer: Trainer,
     place: Place,
     steps: Sequence[Step],
+    *,
     fingerprints: Mapping[str, str],
 ) -> Iterator[Problem]:
     """A problem for each reason for which an evaluation cannot run on what rows export.

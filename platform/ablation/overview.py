@@ -55,11 +55,12 @@ def totals(
     cells = [tuple(stage.digest for stage in cell) for plan in plans for cell in plan.cells]
     stages = {digest for cell in cells for digest in cell}
     whole = sum(plan.num_stages for plan in plans)
+    noun = "study" if len(plans) == 1 else "studies"
     return Group(
         Text(included.name, style="bold"),
         *([Text(included.question)] if included.question else []),
         Text(
-            f"{len(plans)} studies: {len(cells)} cells, {len(set(cells))} of them different; "
+            f"{len(plans)} {noun}: {len(cells)} cells, {len(set(cells))} of them different; "
             f"{whole} stages without sharing, {len(stages)} with it ({whole - len(stages)} saved), "
             f"{_progress(stages, standings)}."
         ),

@@ -1,13 +1,22 @@
 """What a study file repeats of papers: numbers that somebody printed, and claims to be answered."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-__all__ = ["Claim", "Numbers", "Part", "Published", "Question", "by_metric", "row_pairs"]
+__all__ = [
+    "Claim",
+    "Numbers",
+    "Part",
+    "Published",
+    "Question",
+    "by_metric",
+    "credits_of",
+    "row_pairs",
+]
 
 Status: TypeAlias = Literal["author", "second-hand"]
 """Whether something was read in an author's own source."""
@@ -27,11 +36,6 @@ class Published(Part):
     status: Status | None = None
     note: str = ""
 
-    @property
-    def credit(self) -> str:
-        """Where it is from, and what must be known of it; empty where nothing was said."""
-        return _credit(self.source or self.note, self.status, self.source and self.note)
-
 
 class Claim(Part):
     """That one row, or level of an axis, is better than another, in the study's metric or in one.
@@ -45,16 +49,6 @@ class Claim(Part):
     says: str = ""
     source: str = ""
     status: Status | None = None
-
-    @property
-    def credit(self) -> str:
-        """Its words and where they are from; empty where nothing was said."""
-        return _credit(self.says or self.source, self.source if self.says else "", self.status)
-
-
-def _credit(first: str, *others: str | None) -> str:
-    more = "; ".join(other for other in others if other)
-    return f"{first} ({more})" if first and more else first
 
 
 def _form(value: Any) -> str:
@@ -95,6 +89,26 @@ class Question:
     def pair(self) -> tuple[str, str]:
         """The two rows."""
         return self.better, self.than
+
+
+def credits_of(
+    numbers: Mapping[str, Mapping[str, Published]], questions: Iterable[Question]
+) -> Iterator[str]:
+    """Sentences for readers: where numbers (by row and metric) and claims are from, each once."""
+    published = [(label, each) for label, row in numbers.items() for each in row.values()]
+    origins = (_from(each.source, each.status) for _, each in published if each.source)
+    if sources := dict.fromkeys(origins):
+        yield f"Published: {'; '.join(sources)}."
+    for label, note in dict.fromkeys((label, each.note) for label, each in published if each.note):
+        yield f"{label}, published: {note}."
+    for name, claim in {question.name: question.claim for question in questions}.items():
+        if claim.says or claim.source:
+            origin = _from(claim.source, claim.status)
+            yield f"Claim {name}: {': '.join(part for part in (origin, claim.says) if part)}."
+
+
+def _from(source: str, status: Status | None) -> str:
+    return f"{source} ({status})" if source and status else source or status or ""
 
 
 def row_pairs(axes: Sequence[Sequence[str]], better: str, than: str) -> Iterator[tuple[str, str]]:

@@ -69,9 +69,9 @@ def plan(study: Study, trainer: Trainer, place: Place, *, workers: int = 1) -> P
     steps, document = _steps(study), study.document
     fingerprints, problems = study.fingerprints, [*check_workers(document, trainer, workers, steps)]
     if fingerprints is None:
-        fingerprints, absent = find_fingerprints(document, trainer, place, steps)
+        fingerprints, absent = find_fingerprints(document, trainer, place, steps, cache={})
         problems += absent
-        problems += check_fits(document, trainer, place, steps, fingerprints)
+        problems += check_fits(document, trainer, place, steps, fingerprints=fingerprints)
     if problems:
         raise StudyError(problems)
     return _plan(study, trainer, fingerprints)

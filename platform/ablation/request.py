@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ablation.cells import Standing
+from ablation.feasibility import Cache
 from ablation.include import Included, include
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan, sketch
@@ -51,9 +52,10 @@ def planned(included: Included, profile: Profile) -> list[tuple[Plan, Trainer]]:
     workers = profile.layout.least
     problems, wrong = list(included.problems), bool(included.problems)
     studies: list[Study] = []
+    cache: Cache = {}
     for document in included.documents:
         try:
-            studies.append(study_of(document, place=profile.place, workers=workers))
+            studies.append(study_of(document, place=profile.place, workers=workers, cache=cache))
         except AbsentError as error:
             studies += error.studies
             problems += error.problems

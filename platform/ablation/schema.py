@@ -31,22 +31,26 @@ def json_schema(trainer: Trainer) -> dict[str, Any]:
     fields["grid"] |= {"type": "object", "minProperties": 1, "additionalProperties": levels}
     fields["references"]["items"] = _stage(_named(trainer, "reference"))
     fields["evaluate"]["items"] = _stage(_named(trainer, "evaluate"))
-    number = fields["published"]["additionalProperties"]["oneOf"][:2]
-    of_metrics = {name: {"anyOf": number} for name in sorted(trainer.metrics())}
-    by_metric = {"type": "object", "minProperties": 1, "properties": of_metrics}
-    numbers = {"anyOf": [*number, by_metric | {"additionalProperties": False}]}
+    numbers = _numbers(fields["published"]["additionalProperties"]["oneOf"], trainer)
     for name in ("published", "printed"):
         fields[name]["additionalProperties"] = numbers
     shared["Claim"]["properties"]["metric"] = {"enum": [*sorted(trainer.metrics()), None]}
     for name, field in fields.items():
         if name in REQUIRED or name in ("rows", "grid", "layout"):
             _given(field)
+    return {
+        **schema,
+        **_either(fields),
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"A study of {trainer.name}, or a file that includes several",
+    }
+
+
+def _either(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a study needs, or a file that includes several, whose own key joins the `fields`."""
     several = IncludeFile.model_json_schema()
     fields["include"] = several["properties"]["include"]
     return {
-        **schema,
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"A study of {trainer.name}, or a file that includes several",
         "if": {"required": ["include"]},
         "then": {
             "required": several["required"],
@@ -71,6 +75,18 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
         "properties": {path: _inlined(schema) for path, schema in admitted.items()},
         "additionalProperties": False,
     }
+
+
+def _numbers(forms: list[Any], trainer: Trainer) -> dict[str, Any]:
+    """Numbers of a row: those without a metric, which come first in `forms`, or by metric."""
+    alone = forms[:2]
+    by_metric = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {name: {"anyOf": alone} for name in sorted(trainer.metrics())},
+        "additionalProperties": False,
+    }
+    return {"anyOf": [*alone, by_metric]}
 
 
 def _inlined(schema: Any) -> Any:

@@ -104,7 +104,9 @@ class Sides:
                 sentence = f"{key} must {must} of {self.trainer.name}, got {name!r}."
                 self._say(sentence + nearest(name, names), *trail)
 
-    def _flat(self, kind: type[Any], settings: Mapping[str, Any], *trail: str | int) -> Any:
+    def _flat(
+        self, kind: type[Any], settings: Mapping[str, Any], *trail: str | int
+    ) -> dict[str, Any]:
         flat, problems = known(self.document, kind, settings, *trail)
         self.problems += problems
         return flat

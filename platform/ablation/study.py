@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.feasibility import (
+    Cache,
     Step,
     check_fits,
     check_workers,
@@ -104,8 +105,9 @@ def study_of(
     lookup: Callable[[str], Trainer] = load_trainer,
     place: Place | None = None,
     workers: int = 1,
+    cache: Cache | None = None,
 ) -> Study:
-    """The study in a document, as `load_study`."""
+    """The study in a document, as `load_study`; `cache` is for several studies at one place."""
     file, problems = parse(document)
     problems += check_labels(document, file)
     try:
@@ -122,11 +124,13 @@ def study_of(
     fingerprints, absent = None, list[Problem]()
     if place is not None:
         steps = reading.steps
-        fingerprints, absent = find_fingerprints(document, trainer, place, steps)
+        fingerprints, absent = find_fingerprints(
+            document, trainer, place, steps, cache={} if cache is None else cache
+        )
         problems += absent
         if reading.knows_preset:
             problems += check_workers(document, trainer, workers, steps)
-            problems += check_fits(document, trainer, place, steps, fingerprints)
+            problems += check_fits(document, trainer, place, steps, fingerprints=fingerprints)
     if study is not None and sound and absent:
         raise AbsentError([study], problems)
     if study is None or problems:

@@ -4,7 +4,7 @@ No number without its seeds: each row says how many of how many it rests on, and
 is named with its reason.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import assert_never
 from ablation.answers import Answer, answer
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
 from ablation.certificate import Certificate
-from ablation.papers import Published, Question
+from ablation.papers import Published, Question, credits_of
 from ablation.plan import Plan
 from ablation.protocol import Direction
 from ablation.statistics import (
@@ -25,6 +25,7 @@ from ablation.statistics import (
     summarize,
     verdict,
 )
+from ablation.study import Study
 
 __all__ = ["TICK", "Entry", "Metric", "Printed", "Result", "Table", "TableRow", "tabulate"]
 
@@ -131,51 +132,57 @@ def tabulate(
 
     `certificates` are those that the first stages of cells hold, by digest.
     """
-    study = plan.study
-    metrics = tuple(Metric(name=name, direction=way) for name, way in study.metrics.items())
-    cells: dict[tuple[bool, str], list[Cell]] = {}
+    study, rows = plan.study, tuple(_rows(plan, standings, certificates))
+    ours = {row.label: row for row in rows if not row.reference}
+    return Table(
+        name=study.name,
+        question=study.question,
+        metrics=tuple(Metric(name=name, direction=way) for name, way in study.metrics.items()),
+        baseline=study.baseline,
+        axes=_axes(study),
+        layout=study.layout is not None,
+        rows=tuple(ours.values()),
+        references=tuple(row for row in rows if row.reference),
+        printed=tuple(
+            Printed(label=label, published=numbers) for label, numbers in study.printed.items()
+        ),
+        answers=tuple(_answer(question, ours, study.metrics) for question in study.questions),
+        missing=tuple(line for row in rows for line in _missing(row)),
+        notes=(
+            *credits_of({**study.published, **study.printed}, study.questions),
+            *_notes(rows),
+            *_verified(certificates.values()),
+        ),
+    )
+
+
+def _axes(study: Study) -> tuple[str, ...]:
+    return tuple(axis.name for axis in study.axes if axis.levels[0].trail[0] == "grid")
+
+
+def _rows(
+    plan: Plan, standings: Mapping[str, Standing], certificates: Mapping[str, Certificate]
+) -> Iterator[TableRow]:
+    """Rows, then references."""
+    study, cells = plan.study, dict[tuple[bool, str], list[Cell]]()
     for cell in plan.cells:
         cells.setdefault((cell.reference, cell.row), []).append(cell)
     base = cells[False, study.baseline]
-    axes = tuple(axis.name for axis in study.axes if axis.levels[0].trail[0] == "grid")
-    levels = {row.label: row.levels if axes else () for row in study.rows}
-    rows = tuple(
-        TableRow(
+    levels = {row.label: row.levels if _axes(study) else () for row in study.rows}
+    for (reference, label), row in cells.items():
+        against = None if reference else base
+        yield TableRow(
             label=label,
             levels=() if reference else levels[label],
             entries={
-                metric.name: _entry(metric, row, standings, base=None if reference else base)
-                for metric in metrics
+                name: _entry(Metric(name=name, direction=way), row, standings, base=against)
+                for name, way in study.metrics.items()
             },
             published={} if reference else study.published.get(label, {}),
             baseline=not reference and label == study.baseline,
             reference=reference,
             verified=any(cell.stages[0].digest in certificates for cell in row),
         )
-        for (reference, label), row in cells.items()
-    )
-    printed = tuple(
-        Printed(label=label, published=numbers) for label, numbers in study.printed.items()
-    )
-    ours = {row.label: row for row in rows if not row.reference}
-    return Table(
-        name=study.name,
-        question=study.question,
-        metrics=metrics,
-        baseline=study.baseline,
-        axes=axes,
-        layout=study.layout is not None,
-        rows=tuple(ours.values()),
-        references=tuple(row for row in rows if row.reference),
-        printed=printed,
-        answers=tuple(_answer(question, ours, study.metrics) for question in study.questions),
-        missing=tuple(line for row in rows for line in _missing(row)),
-        notes=(
-            *_credits(study.questions, [*rows, *printed]),
-            *_notes(rows),
-            *_verified(certificates.values()),
-        ),
-    )
 
 
 def _entry(
@@ -282,14 +289,3 @@ def _verified(certificates: Collection[Certificate]) -> Iterator[str]:
     if certificates:
         kills, steps = sum(c.kills for c in certificates), sum(c.steps for c in certificates)
         yield f"{TICK} resumed bit for bit (kills: {kills}, steps compared: {steps})."
-
-
-def _credits(questions: Iterable[Question], rows: Iterable[TableRow | Printed]) -> Iterator[str]:
-    """Where published numbers and claims are from, each once."""
-    numbers = [number for row in rows for number in row.published.values()]
-    if sources := dict.fromkeys(number.credit for number in numbers if number.credit):
-        yield f"Published: {'; '.join(sources)}."
-    claims = {question.name: question.claim for question in questions}
-    for name, claim in claims.items():
-        if claim.credit:
-            yield f"Claim {name}: {claim.credit}."

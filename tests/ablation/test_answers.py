@@ -190,7 +190,7 @@ def test_table__answers_every_claim(tmp_path: Path) -> None:
     for line in lines:
         assert f"- {line}" in text
         assert f"- {line}" in markdown
-    assert "Claim faster: more is better (Table 1; author)." in table.notes
+    assert "Claim faster: Table 1 (author): more is better." in table.notes
     assert "### Claims" in markdown
     assert "faster" not in to_csv(table)
 
@@ -236,9 +236,8 @@ def test_table__numbers_of_papers_go_by_metric(tmp_path: Path) -> None:
     assert "| better | 82.5 second-hand | " in markdown
     assert "| probe/accuracy ↑ | probe/accuracy published |" in markdown
     assert "| 40.5 |" in markdown
-    assert table.notes[0] == (
-        "Published: Table 1 (second-hand); Table 2 (author; other seeds); read off a plot."
-    )
+    assert table.notes[0] == ("Published: Table 1 (second-hand); Table 2 (author).")
+    assert table.notes[1:3] == ("c, published: other seeds.", "others, published: read off a plot.")
     rows = {(row["row"], row["metric"]): row for row in csv.DictReader(io.StringIO(to_csv(table)))}
     assert rows["b", "probe/accuracy"]["published"] == "40.5"
     assert rows["c", "probe/accuracy"]["published"] == ""

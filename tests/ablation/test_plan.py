@@ -10,7 +10,7 @@ import pytest
 from ablation.plan import Plan, plan, sketch
 from ablation.problems import StudyError
 from ablation.protocol import Place
-from ablation.study import AbsentError, Study, load_study
+from ablation.study import AbsentError, Study, load_study, study_of
 from ablation.toy import Toy, ToyMask, ToyTrainer
 
 STUDY = """\
@@ -292,6 +292,17 @@ def test_load__fingerprints_that_it_found_are_not_asked_for_again(read: Reader) 
     assert list(plan(again, trainer, place).stages) == list(found.stages)
 
 
+def test_load__several_studies_at_one_place_ask_once(read: Reader) -> None:
+    Path("cats").write_text("meow")
+    trainer, place = Twins(), Place(data={"cats": Path("cats")})
+    document = read(STUDY + "set: {data: cats}\n").document
+    cache: dict[tuple[str, str], str] = {}
+    options: dict[str, Any] = {"lookup": lambda name: trainer, "place": place, "cache": cache}
+    one, other = (study_of(document, **options) for _ in range(2))
+    assert one.fingerprints == other.fingerprints == {"cats": cache["twins", "cats"]}
+    assert trainer.asked == ["cats"]
+
+
 def test_plan__data_that_cannot_be_read_are_a_problem(read: Reader) -> None:
     study = read(STUDY + "set: {data: cats}\n")
     with pytest.raises(StudyError) as caught:
@@ -324,8 +335,9 @@ def test_load__data_that_are_not_at_hand_leave_a_sound_study(read: Reader) -> No
     with pytest.raises(AbsentError) as caught:
         load_study(Path("x.yaml"), lookup=lambda name: ToyTrainer(), place=Place())
     assert str(caught.value) == f"x.yaml:12: {NOWHERE}"
-    sketched = sketch(caught.value.study, ToyTrainer())
-    found = plan(caught.value.study, ToyTrainer(), Place(data={"cats": Path("cats")}))
+    (study,) = caught.value.studies
+    sketched = sketch(study, ToyTrainer())
+    found = plan(study, ToyTrainer(), Place(data={"cats": Path("cats")}))
     assert [cell.title for cell in sketched.cells] == [cell.title for cell in found.cells]
     assert (len(sketched.stages), sketched.num_stages) == (len(found.stages), found.num_stages)
     rows = [stage for cell in sketched.cells if not cell.reference for stage in cell]
