@@ -161,7 +161,13 @@ class Clocked:
     def metrics(self) -> Mapping[str, Any]:
         return {}
 
-    def fingerprint(self, config: Any, data: Mapping[str, Path], /) -> None:
+    def reads(self, config: Any, /) -> Mapping[str, str]:
+        return {}
+
+    def fingerprint(self, name: str, place: Place, /) -> str:
+        raise LookupError(name)
+
+    def fits(self, config: Any, parent: Any, place: Place, /) -> None:
         return None
 
     def check(self, config: Any, workers: int, /) -> None:

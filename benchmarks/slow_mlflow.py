@@ -211,7 +211,7 @@ def _planned(steps: int, folder: Path) -> Plan:
     path = folder / "study.yaml"
     epochs = math.ceil((_WARM_UP_STEPS + steps + 1) / _EPOCH_STEPS)
     path.write_text(_STUDY.format(epochs=epochs))
-    return plan(load_study(path), TRAINER, {})
+    return plan(load_study(path), TRAINER, Place())
 
 
 def summarise(rounds: Sequence[Mapping[str, Leg]]) -> dict[str, dict[str, float]]:

@@ -196,7 +196,8 @@ def test_flags__are_pinned(capsys):
         words = capsys.readouterr().out.replace(",", " ").replace("]", " ").split()
         flags |= {word.strip("[") for word in words if word.strip("[").startswith("--")}
     assert flags == {
-        *("--help", "--on", "--storage", "--data", "--inline", "--workers", "--supervise"),
+        *("--help", "--on", "--storage", "--data", "--allow-download"),
+        *("--inline", "--workers", "--supervise"),
         *("--format", "--port", "--trainer"),
         *("--cell", "--kills", "--seed", "--steps"),
     }

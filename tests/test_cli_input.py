@@ -57,7 +57,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def planned(file: str = "toys.yaml") -> Plan:
-    return plan(load_study(Path(file)), TRAINER, {})
+    return plan(load_study(Path(file)), TRAINER, Place())
 
 
 def edit(old: str, new: str, file: str = "toys.yaml", into: str = "toys.yaml") -> None:
@@ -119,6 +119,23 @@ def test_ledger__of_a_newer_version_is_left_alone(command, results, refuse):
         f"{results}/ledger.json must say layout 1, got 2: a newer version wrote this ledger. Use "
         f"that version, or choose another storage."
     )
+
+
+def test_plan__without_the_data_shows_the_study_and_what_is_missing(lab, capsys):
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.3, data: numbers}")
+    before = files(lab)
+    assert main(["plan", "toys.yaml"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == ("toys.yaml:11: The place must say where 'numbers' lies, it does not.\n")
+    lines = shown.out.splitlines()
+    assert lines[0] == "toys"
+    assert "data: numbers" in shown.out
+    assert lines[-1] == (
+        "3 cells of train, score: 6 stages, how many are finished cannot be known without the data."
+    )
+    assert files(lab) == before
+    assert main(["status", "toys.yaml"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "sync"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ablation.study import load_study
+from ablation.include import include
+from ablation.study import study_of
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("platform/**/*.py"), *ROOT.glob("trainers/**/*.py")])
@@ -51,7 +52,9 @@ def test_design__names_every_module():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/**/*.yaml")), ids=lambda path: path.name)
 def test_studies__are_valid(path):
-    assert load_study(path).rows
+    included = include(path)
+    assert included.problems == ()
+    assert all(study_of(document).rows for document in included.documents)
 
 
 def test_lock__pins_by_hash_and_names_no_address():

@@ -81,5 +81,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="where a data set lies; may be repeated",
+        help="where a data set or weights lie; may be repeated",
+    )
+    place.add_argument(
+        "--allow-download", action="store_true", help="fetch weights that are not at hand"
     )

@@ -33,7 +33,7 @@ class PlannedStage:
     config: Any
     seed: int
     data: str | None
-    """Fingerprint of the data set, None where the stage takes its parent's."""
+    """Fingerprints of what the stage itself reads, None where that is nothing."""
     parent: str | None
     """Digest of the stage whose export this one starts from."""
 

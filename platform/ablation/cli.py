@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,20 +22,21 @@ from rich.console import Console, RenderableType
 from ablation.address import public
 from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
+from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
-from ablation.plan import Plan, plan
+from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
-from ablation.profile import Profile, load_profile, parse_data
-from ablation.protocol import Trainer
+from ablation.profile import Profile
+from ablation.request import glimpse, ledger_of, planned, planned_one, profile_of
 from ablation.storage import LostStorageError, StorageError
-from ablation.study import Study, load_study
 from ablation.submitted import data_of, text_of
 from ablation.supervise import run_name, supervise
 from ablation.trainers import TrainerError, find_trainers, load_trainer
 
 if TYPE_CHECKING:
     from ablation.running import Run
+    from ablation.table import Table
 
 __all__ = ["main"]
 
@@ -79,44 +80,27 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _profile(options: argparse.Namespace) -> Profile:
-    data = parse_data(options.data, source="--data")
-    on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
-    flags = {"storage": options.storage, "data": data, "workers": getattr(options, "workers", None)}
-    return load_profile(on, environment=os.environ, flags=flags)
-
-
-def _ledger(profile: Profile) -> Ledger:
-    """The profile's ledger, or the place for one."""
-    ledger = Ledger.open(profile.storage)
-    ledger.check(empty=True)
-    return ledger
-
-
-def _planned(options: argparse.Namespace, profile: Profile) -> tuple[Plan, Trainer]:
-    data, workers = profile.place.data, profile.layout.least
-    study: Study = load_study(options.study, data=data, workers=workers)
-    trainer = load_trainer(study.trainer)
-    return plan(study, trainer, data, workers=workers), trainer
-
-
 def _plan(options: argparse.Namespace) -> int:
-    from ablation.overview import overview
+    from ablation.overview import overview, totals
 
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    standings = _ledger(profile).standings(planned.stages)
-    _print(overview(planned, standings))
+    included = include(options.study)
+    plans, standings, absent = glimpse(included, profile_of(options))
+    shown = [overview(asked, standings) for asked in plans]
+    if included.name:
+        shown.append(totals(included, plans, standings))
+    _print(*shown)
+    if absent:
+        raise absent
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    return _finish(options, _profile(options))
+    return _finish(options, profile_of(options))
 
 
 def _resume(options: argparse.Namespace) -> int:
-    profile = _profile(options)
-    ledger = _ledger(profile)
+    profile = profile_of(options)
+    ledger = ledger_of(profile)
     text = text_of(ledger, options.name)
     if text is None:
         known = nearest(options.name, ledger.studies())
@@ -134,26 +118,35 @@ def _supervise(arguments: Sequence[str]) -> int:
     return supervise([sys.executable, "-m", "ablation.supervised", *rest], _say)
 
 
-def _begin(options: argparse.Namespace, profile: Profile) -> "Run":
+def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:
+    """A run for each study, one after the other; all are planned before the first begins."""
     from ablation.running import Run
 
-    planned, trainer = _planned(options, profile)
+    plans, ledger = planned(include(options.study), profile), ledger_of(profile)
     inline = getattr(options, "inline", False)
-    return Run(
-        plan=planned,
-        trainer=trainer,
-        ledger=_ledger(profile),
-        profile=profile,
-        console=Console(stderr=True),
-        run=run_name(inline=inline),
-        inline=inline,
-    )
+    name = run_name(inline=inline)
+    for asked, trainer in plans:
+        if len(plans) > 1:
+            _say(f"{asked.study.name}:")
+        yield Run(
+            plan=asked,
+            trainer=trainer,
+            ledger=ledger,
+            profile=profile,
+            console=Console(stderr=True),
+            run=name,
+            inline=inline,
+        )
 
 
 def _finish(options: argparse.Namespace, profile: Profile) -> int:
-    run = _begin(options, profile)
+    return max([_finish_one(run) for run in _runs(options, profile)])
+
+
+def _finish_one(run: "Run") -> int:
     standings, lost = run.finish()
-    _print_table(run.plan, standings, run.ledger.patient(profile.patience_s, _say))
+    ledger = run.ledger.patient(run.profile.patience_s, _say)
+    _print_tables([_tabulated(run.plan, standings, ledger)])
     for title, reason in lost.items():
         _say(f"{title}: lost ({reason}). Run the same command again.")
     return int(not all(isinstance(standing, Finished) for standing in standings.values()))
@@ -163,53 +156,57 @@ def _status(options: argparse.Namespace) -> int:
     from ablation.overview import status
     from ablation.why import work_lost
 
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    ledger = _ledger(profile)
-    standings = ledger.standings(planned.stages)
-    _print(status(planned, standings, work_lost(ledger.tries(planned.stages))))
-    return _failed(standings)
+    shown, codes = [], []
+    for asked, standings, ledger in _stands(options):
+        shown.append(status(asked, standings, work_lost(ledger.tries(asked.stages))))
+        codes.append(_failed(standings))
+    _print(*shown)
+    return max(codes)
 
 
 def _table(options: argparse.Namespace) -> int:
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    ledger = _ledger(profile)
-    standings = ledger.standings(planned.stages)
-    _print_table(planned, standings, ledger, options.format)
-    return _failed(standings)
+    stands = _stands(options)
+    _print_tables([_tabulated(*each) for each in stands], options.format)
+    return max(_failed(standings) for _, standings, _ in stands)
+
+
+def _stands(options: argparse.Namespace) -> list[tuple[Plan, dict[str, Standing], Ledger]]:
+    """The plan of each study, and how its stages stand in the ledger."""
+    profile = profile_of(options)
+    plans, ledger = planned(include(options.study), profile), ledger_of(profile)
+    return [(asked, ledger.standings(asked.stages), ledger) for asked, _ in plans]
 
 
 def _why(options: argparse.Namespace) -> int:
     from ablation.why import story
 
-    profile = _profile(options)
-    planned, _ = _planned(options, profile)
-    found = planned.called(options.cell)
-    ledger = _ledger(profile)
-    standings = ledger.standings(planned.stages)
-    tries = ledger.tries(planned.stages)
+    profile = profile_of(options)
+    asked, _ = planned_one(options.study, profile)
+    found = asked.called(options.cell)
+    ledger = ledger_of(profile)
+    standings = ledger.standings(asked.stages)
+    tries = ledger.tries(asked.stages)
     for cell in found:
-        print("\n".join(story(cell, planned.cells, standings, tries)))
+        print("\n".join(story(cell, asked.cells, standings, tries)))
     return 0
 
 
 def _verify_resume(options: argparse.Namespace) -> int:
     from ablation.verify import Verification, on_cluster
 
-    profile = _profile(options)
+    profile = profile_of(options)
     profile = replace(profile, workers=profile.layout.least)  # as many in both runs
-    planned, trainer = _planned(options, profile)
+    asked, trainer = planned_one(options.study, profile)
     try:
         finding = Verification(
-            cell=planned.called(options.cell or planned.cells[0].title)[0],
+            cell=asked.called(options.cell or asked.cells[0].title)[0],
             trainer=trainer,
-            ledger=_ledger(profile),
+            ledger=ledger_of(profile),
             profile=profile,
             kills=options.kills,
             seed=options.seed,
             steps=options.steps,
-        ).run(on_cluster(planned, profile, Console(stderr=True)))
+        ).run(on_cluster(asked, profile, Console(stderr=True)))
     except KeyboardInterrupt:
         _say("Interrupted. Nothing was verified.")
         return 130
@@ -218,40 +215,44 @@ def _verify_resume(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
-    return 0 if _begin(options, _profile(options)).sync() else 1
+    return max([0 if run.sync() else 1 for run in _runs(options, profile_of(options))])
 
 
 def _failed(standings: Mapping[str, Standing]) -> int:
     return int(any(isinstance(standing, Failed) for standing in standings.values()))
 
 
-def _print_table(
-    planned: Plan, standings: Mapping[str, Standing], ledger: Ledger, form: str = "text"
-) -> None:
-    from ablation.render import to_csv, to_markdown, to_text
+def _tabulated(asked: Plan, standings: Mapping[str, Standing], ledger: Ledger) -> "Table":
     from ablation.table import tabulate
 
-    table = tabulate(planned, standings, ledger.certificates(planned.heads))
+    return tabulate(asked, standings, ledger.certificates(asked.heads))
+
+
+def _print_tables(tables: Sequence["Table"], form: str = "text") -> None:
+    from ablation.render import to_markdown, to_text
+    from ablation.spreadsheet import to_csv
+
     if form == "text":
-        _print(to_text(table, width=Console().width))
+        _print(*(to_text(table, width=Console().width) for table in tables))
     else:
-        print({"md": to_markdown, "csv": to_csv}[form](table), end="")
+        print(to_csv(*tables) if form == "csv" else "\n".join(map(to_markdown, tables)), end="")
 
 
-def _print(shown: RenderableType) -> None:
-    """To stdout by `print`, since rich ends the process where a pipe is closed."""
+def _print(*shown: RenderableType) -> None:
+    """To stdout by `print`, since rich ends the process where a pipe is closed; a line between."""
     console = Console()
-    with console.capture() as captured:
-        console.print(shown)
-    print(captured.get(), end="")
+    for at, each in enumerate(shown):
+        with console.capture() as captured:
+            console.print(each)
+        print("\n" * bool(at) + captured.get(), end="")
 
 
 def _ui(options: argparse.Namespace) -> int:
     from ablation.serve import serve
     from ablation.tracking import TRACKING_ERRORS
 
-    profile = _profile(options)
-    ledger = _ledger(profile)
+    profile = profile_of(options)
+    ledger = ledger_of(profile)
     uri, embedded = profile.mlflow(ledger.storage.local)
     if embedded is None:
         raise _InputError(f"ui is for the embedded store; this profile's server is {public(uri)}.")

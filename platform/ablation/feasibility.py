@@ -1,18 +1,24 @@
-"""What a study needs of a place: data sets that can be read, workers that its stages can share."""
+"""What a study needs of a place: data that can be read, and that serve; workers that can share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ablation.identity import canonical
 from ablation.problems import Problem
-from ablation.protocol import Trainer
+from ablation.protocol import Place, Trainer
 from ablation.rows import Row, locate
 from ablation.settings import speaks_of
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Step", "check_workers", "find_fingerprints", "train_on"]
+__all__ = ["Cache", "Step", "check_fits", "check_workers", "find_fingerprints", "train_on"]
+
+Cache: TypeAlias = dict[tuple[str, str], str]
+"""Fingerprints that were found at a place, by trainer and name: reading data takes its time."""
+
+_NAMED = 5
+"""Rows that one problem names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +34,13 @@ class Step:
     trails: tuple[Trail, ...]
     left_out: frozenset[str] = frozenset()
 
-    @property
-    def data(self) -> str:
-        """Canonical form of what a fingerprint depends on: the field `data`, or everything."""
-        return canonical(getattr(self.config, "data", self.config))
-
-    @property
-    def names_data(self) -> bool:
-        """Whether what was left out leaves the data set as it was asked for."""
-        whole = not self.left_out
-        return whole or (hasattr(self.config, "data") and not self.left_out & {"data", "data.name"})
+    def reads(self, trainer: Trainer) -> dict[str, str]:
+        """What it reads by itself, as `Trainer.reads`, as far as that is what was asked for."""
+        return {
+            path: name
+            for path, name in trainer.reads(self.config).items()
+            if not any(f"{path}.".startswith(f"{gone}.") for gone in self.left_out)
+        }
 
 
 def train_on(row: Row, stage: str) -> Step:
@@ -54,29 +57,27 @@ def train_on(row: Row, stage: str) -> Step:
 def find_fingerprints(
     document: Document,
     trainer: Trainer,
-    data: Mapping[str, Path],
+    place: Place,
     steps: Sequence[Step],
     *,
-    known: Mapping[str, str | None],
-) -> tuple[dict[str, str | None], list[Problem]]:
-    """Fingerprint by `Step.data`, and a problem for each data set that has none.
-
-    Each is asked for once, and what is `known` not again.
-    """
-    found = dict(known)
-    problems = []
+    cache: Cache,
+) -> tuple[dict[str, str], list[Problem]]:
+    """Fingerprints by name, and a problem for each name that has none; each is asked for once."""
+    found: dict[str, str] = {}
+    absent: dict[str, Problem] = {}
     for step in steps:
-        if step.data in found or not step.names_data:
-            continue
-        try:
-            found[step.data] = trainer.fingerprint(step.config, data)
-        except (LookupError, ValueError, OSError) as error:
-            found[step.data] = None
-            places = [locate(document, trail, "data.name") for trail in step.trails]
-            common = locate(document, ("set",), "data.name") or ("preset",)
-            place = next((place for place in places if place), common)
-            problems.append(document.problem(_sentence(error), *place))
-    return found, problems
+        for path, name in step.reads(trainer).items():
+            if name in found or name in absent:
+                continue
+            try:
+                found[name] = cache.get((trainer.name, name)) or trainer.fingerprint(name, place)
+                cache[trainer.name, name] = found[name]
+            except (LookupError, ValueError, OSError) as error:
+                places = (locate(document, trail, path) for trail in step.trails)
+                common = locate(document, ("set",), path) or ("preset",)
+                at = next((at for at in places if at), common)
+                absent[name] = document.problem(_sentence(error), *at)
+    return found, list(absent.values())
 
 
 def _sentence(error: Exception) -> str:
@@ -100,3 +101,37 @@ def check_workers(
         place = ("preset",) if more else first.trails[-1]
         label = "" if more else f"{first.label}: "
         yield document.problem(label + reason, *place)
+
+
+def check_fits(
+    document: Document,
+    trainer: Trainer,
+    place: Place,
+    steps: Sequence[Step],
+    *,
+    fingerprints: Mapping[str, str],
+) -> Iterator[Problem]:
+    """A problem for each reason for which an evaluation cannot run on what rows export.
+
+    Only of configurations that are whole, and of which all that they read has a fingerprint.
+    """
+    whole = [
+        step
+        for step in steps
+        if not step.left_out and all(name in fingerprints for name in step.reads(trainer).values())
+    ]
+    kinds = {name: stage.kind for name, stage in trainer.stages().items()}
+    heads = [step for step in whole if kinds[step.stage] != "evaluate"]
+    distinct: dict[tuple[str, str], Step] = {}
+    for head in heads:
+        distinct.setdefault((head.stage, canonical(head.config)), head)
+    for step in (step for step in whole if kinds[step.stage] == "evaluate"):
+        reasons: dict[str, list[str]] = {}
+        for head in distinct.values():
+            if reason := trainer.fits(step.config, head.config, place):
+                mark = " (reference)" if kinds[head.stage] == "reference" else ""
+                reasons.setdefault(reason, []).append(head.label + mark)
+        for reason, labels in reasons.items():
+            more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+            named = ", ".join(labels[:_NAMED]) + more
+            yield document.problem(f"{step.label} on {named}: {reason}", *step.trails[-1])

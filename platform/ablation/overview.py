@@ -1,6 +1,6 @@
 """A plan and how it stands, for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import assert_never
 
 from rich import box
@@ -9,14 +9,18 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.include import Included
 from ablation.plan import Plan
 from ablation.why import Lost
 
-__all__ = ["overview", "status"]
+__all__ = ["overview", "status", "totals"]
 
 
-def overview(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
-    """What a study asks for: its rows, what sets them apart, and how much of it is done."""
+def overview(plan: Plan, standings: Mapping[str, Standing] | None) -> RenderableType:
+    """What a study asks for: its rows, what sets them apart, and how much of it is done.
+
+    `standings` None: that cannot be known, for the data are not at hand.
+    """
     study = plan.study
     grid = Grid(box=box.SIMPLE_HEAD)
     for head in ("row", "what it sets", "seeds"):
@@ -28,9 +32,8 @@ def overview(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
         mark = " (baseline)" if row.label == study.baseline else ""
         grid.add_row(Text(row.label + mark), Text("\n".join(sets)), _seeds(study.seeds))
     for reference in study.references:
-        grid.add_row(Text(f"{reference.name} (reference)"), "", _seeds(study.seeds))
+        grid.add_row(Text(f"{reference.label} (reference)"), "", _seeds(study.seeds))
     stages = plan.stages
-    done = sum(isinstance(standings[digest], Finished) for digest in stages)
     shared = plan.num_stages - len(stages)
     names = ", ".join([study.train, *(stage.name for stage in study.evaluations)])
     return Group(
@@ -40,10 +43,35 @@ def overview(plan: Plan, standings: Mapping[str, Standing]) -> RenderableType:
         grid,
         Text(
             f"{len(plan.cells)} cells of {names}: {len(stages)} stages"
-            f"{f' ({shared} shared)' if shared else ''}, {done} finished, "
-            f"{len(stages) - done} to run."
+            f"{f' ({shared} shared)' if shared else ''}, {_progress(stages, standings)}."
         ),
     )
+
+
+def totals(
+    included: Included, plans: Sequence[Plan], standings: Mapping[str, Standing] | None
+) -> RenderableType:
+    """What several studies come to together, with what they share and without it."""
+    cells = [tuple(stage.digest for stage in cell) for plan in plans for cell in plan.cells]
+    stages = {digest for cell in cells for digest in cell}
+    whole = sum(plan.num_stages for plan in plans)
+    noun = "study" if len(plans) == 1 else "studies"
+    return Group(
+        Text(included.name, style="bold"),
+        *([Text(included.question)] if included.question else []),
+        Text(
+            f"{len(plans)} {noun}: {len(cells)} cells, {len(set(cells))} of them different; "
+            f"{whole} stages without sharing, {len(stages)} with it ({whole - len(stages)} saved), "
+            f"{_progress(stages, standings)}."
+        ),
+    )
+
+
+def _progress(stages: Collection[str], standings: Mapping[str, Standing] | None) -> str:
+    if standings is None:
+        return "how many are finished cannot be known without the data"
+    done = sum(isinstance(standings[digest], Finished) for digest in stages)
+    return f"{done} finished, {len(stages) - done} to run"
 
 
 def status(plan: Plan, standings: Mapping[str, Standing], lost: Lost) -> RenderableType:

@@ -6,16 +6,21 @@ two. Stages of one identity are one piece of work, however many cells need them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ablation.cells import Cell, PlannedStage
-from ablation.feasibility import Step, check_workers, find_fingerprints, train_on
+from ablation.feasibility import (
+    Step,
+    check_fits,
+    check_workers,
+    find_fingerprints,
+    train_on,
+)
 from ablation.identity import digest
 from ablation.problems import StudyError, nearest
-from ablation.protocol import Trainer
+from ablation.protocol import Place, Trainer
 from ablation.study import Study
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "plan", "sketch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,38 +58,56 @@ class Plan:
         return sum(len(cell.stages) for cell in self.cells)
 
 
-def plan(study: Study, trainer: Trainer, data: Mapping[str, Path], *, workers: int = 1) -> Plan:
-    """The cells of a study, for data sets that lie at `data` (name to path).
+def plan(study: Study, trainer: Trainer, place: Place, *, workers: int = 1) -> Plan:
+    """The cells of a study at a place.
 
-    Fingerprints are asked for once per distinct value of a configuration's field `data` (of the
-    whole configuration where it has no such field), and those that the study has not again.
+    What a study that was read at a place has been asked is not asked again.
 
-    Raises StudyError for data sets that are unknown, absent or unreadable, and for configurations
-    that cannot run on so many workers.
+    Raises StudyError for data that are unknown, absent or unreadable or do not serve, and for
+    configurations that cannot run on so many workers.
     """
-    rows = [train_on(row, study.train) for row in study.rows]
-    sides = [
-        Step(label=side.name, stage=side.name, config=side.config, trails=(side.trail,))
-        for side in (*study.references, *study.evaluations)
-    ]
-    references, evaluations = sides[: len(study.references)], sides[len(study.references) :]
-    steps, document = [*rows, *sides], study.document
-    fingerprints, problems = find_fingerprints(
-        document, trainer, data, steps, known=study.fingerprints
-    )
-    problems += check_workers(document, trainer, workers, steps)
+    steps, document = _steps(study), study.document
+    fingerprints, problems = study.fingerprints, [*check_workers(document, trainer, workers, steps)]
+    if fingerprints is None:
+        fingerprints, absent = find_fingerprints(document, trainer, place, steps, cache={})
+        problems += absent
+        problems += check_fits(document, trainer, place, steps, fingerprints=fingerprints)
     if problems:
         raise StudyError(problems)
+    return _plan(study, trainer, fingerprints)
+
+
+def sketch(study: Study, trainer: Trainer) -> Plan:
+    """The cells of a study of which the data are not at hand: no ledger knows its digests.
+
+    Stages are taken for one where they read what is called the same.
+    """
+    names = {name for step in _steps(study) for name in step.reads(trainer).values()}
+    return _plan(study, trainer, {name: f"the content of {name}" for name in names})
+
+
+def _steps(study: Study) -> list[Step]:
+    """The study's stages without their seeds: rows, then references, then evaluations."""
+    sides = (*study.references, *study.evaluations)
+    return [
+        *(train_on(row, study.train) for row in study.rows),
+        *(Step(label=s.label, stage=s.name, config=s.config, trails=(s.trail,)) for s in sides),
+    ]
+
+
+def _plan(study: Study, trainer: Trainer, fingerprints: Mapping[str, str]) -> Plan:
+    steps = _steps(study)
+    num_rows, num_heads = len(study.rows), len(study.rows) + len(study.references)
     planner = _Planner(trainer, fingerprints)
     cells = [
         Cell(
             row=step.label,
             seed=seed,
-            stages=tuple(planner.stages(step, evaluations, seed)),
-            reference=step in references,
+            stages=tuple(planner.stages(step, steps[num_heads:], seed)),
+            reference=at >= num_rows,
         )
         for seed in study.seeds
-        for step in [*rows, *references]
+        for at, step in enumerate(steps[:num_heads])
     ]
     return Plan(study=study, cells=tuple(cells))
 
@@ -94,7 +117,7 @@ class _Planner:
     """Gives stages their identities."""
 
     trainer: Trainer
-    fingerprints: Mapping[str, str | None]
+    fingerprints: Mapping[str, str]
 
     def stages(self, head: Step, after: Sequence[Step], seed: int) -> Iterator[PlannedStage]:
         first = self._stage(head, seed, None)
@@ -103,7 +126,8 @@ class _Planner:
             yield self._stage(step, seed, first.digest)
 
     def _stage(self, step: Step, seed: int, parent: str | None) -> PlannedStage:
-        data = self.fingerprints[step.data]
+        reads = self.trainer.reads(step.config)
+        data = " ".join(self.fingerprints[reads[path]] for path in sorted(reads)) or None
         return PlannedStage(
             name=step.stage,
             kind=self.trainer.stages()[step.stage].kind,

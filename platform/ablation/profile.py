@@ -46,7 +46,8 @@ class Profile:
     the one that RAY_ADDRESS names, or that runs on this machine.
 
     `storage` is a folder or a URI, `tracking` an MLflow URI (None: a SQLite file of its own),
-    `data` says where data sets lie, `loaders` is the number of loader processes of a worker.
+    `data` says where data sets and weights lie, `allow_download` whether a trainer may fetch
+    weights that are not at hand, `loaders` is the number of loader processes of a worker.
     Checkpoints are `checkpoint_every_s` seconds apart, or where that is a pair, as far as it pays
     between those bounds. `max_failures` and `patience_s` are those of Terms. The other fields are
     those of Layout.
@@ -56,6 +57,7 @@ class Profile:
     storage: str = "ablation-results"
     tracking: str | None = None
     data: dict[str, str] = field(default_factory=dict)
+    allow_download: bool = False
     workers: int | tuple[int, int] = 1
     cpus_per_worker: int = 1
     gpus_per_worker: int | None = None
@@ -106,7 +108,12 @@ class Profile:
         """What a stage is told."""
         # Absolute, since a worker's working folder is not the driver's.
         data = {name: Path(folder).expanduser().absolute() for name, folder in self.data.items()}
-        return Place(data=data, threads=self.cpus_per_worker, loaders=self.loaders)
+        return Place(
+            data=data,
+            threads=self.cpus_per_worker,
+            loaders=self.loaders,
+            download=self.allow_download,
+        )
 
     def mlflow(self, local: Path | None) -> tuple[str, Path | None]:
         """URI of the MLflow store, and the folder of its artifacts where it is the embedded one.
@@ -195,11 +202,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _typed(kind: Any, name: str, text: str) -> Any:
-    """A value from text; what is no number stays text, for the type check to refuse."""
+    """A value from text; what is none of the kind stays text, for the type check to refuse."""
     if name == "data":
         return parse_data(text.split(","), source="ABLATION_DATA")
     if kind in (str, str | None):
         return text
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     return _numbers(text, float if kind in (float, float | tuple[float, float]) else int)
 
 

@@ -23,13 +23,15 @@ Kind: TypeAlias = Literal["train", "reference", "evaluate"]
 class Place:
     """Where and how fast a stage runs: never part of an identity.
 
-    `data` says where data sets lie (name to path), `threads` is the number of compute threads
-    of one worker, `loaders` the number of loader processes of one worker (0: none).
+    `data` says where data sets and weights lie (name to a folder or file), `threads` is the number
+    of compute threads of one worker, `loaders` the number of loader processes of one worker (0:
+    none), `download` whether weights that are not at hand may be fetched.
     """
 
     data: Mapping[str, Path] = field(default_factory=dict)
     threads: int = 1
     loaders: int = 0
+    download: bool = False
 
 
 class Progress(Protocol):
@@ -117,11 +119,26 @@ class Trainer(Protocol):
         """Metric names that tables may use, as `stage/metric`, each with its better direction."""
         ...
 
-    def fingerprint(self, config: Any, data: Mapping[str, Path], /) -> str | None:
-        """Digest of the data set that a stage configuration reads; None where it names none.
+    def reads(self, config: Any, /) -> Mapping[str, str]:
+        """What a stage reads by itself: dotted path of a setting to the name that it holds.
 
-        Raises LookupError or ValueError, with a sentence for people, where the data set is
-        unknown, absent or unreadable.
+        Names are those of data sets and weights. What a stage takes from its parent is not here.
+        """
+        ...
+
+    def fingerprint(self, name: str, place: Place, /) -> str:
+        """Digest of the content of what is called so, wherever it lies.
+
+        Raises LookupError, ValueError or OSError, with a sentence for people, where it is unknown,
+        absent or unreadable.
+        """
+        ...
+
+    def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:
+        """Why an evaluation cannot run on what a `parent` exports; None where it can.
+
+        Both are valid configurations, the parent's of a train or reference stage, and all that
+        they read is at hand. The sentence begins with what must hold.
         """
         ...
 

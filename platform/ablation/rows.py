@@ -16,7 +16,18 @@ from ablation.settings import Fault, flatten, layer, mend, settle, unknown
 from ablation.studyfile import StudyFile
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Axis", "Base", "Level", "Row", "axes_of", "check_rows", "locate", "multiply"]
+__all__ = [
+    "Axis",
+    "Base",
+    "Level",
+    "Row",
+    "axes_of",
+    "check_rows",
+    "known",
+    "locate",
+    "multiply",
+    "touches",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +110,20 @@ def locate(document: Document, trail: Trail, path: str) -> Trail | None:
     return None
 
 
+def known(
+    document: Document, kind: type[object], settings: Mapping[str, Any], *trail: str | int
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Settings by full path as far as they exist, and a problem for each that does not."""
+    flat = flatten(kind, settings)
+    wrong = unknown(kind, flat)
+    problems = [
+        document.problem(str(fault), *(locate(document, trail, fault.path) or trail))
+        for fault in wrong
+    ]
+    gone = {fault.path for fault in wrong}
+    return {path: value for path, value in flat.items() if path not in gone}, problems
+
+
 def multiply(
     document: Document, base: Base, axes: Sequence[Axis]
 ) -> tuple[tuple[Row, ...], tuple[Row, ...], list[Problem]]:
@@ -126,7 +151,7 @@ def multiply(
             levels=tuple(level.label for level in levels),
             config=config,
             trails=tuple(level.trail for level in levels),
-            left_out=frozenset(path for path in base.left_out if not _touches(path, given)),
+            left_out=frozenset(path for path in base.left_out if not touches(path, given)),
         )
         problems += [problem for fault in faults for problem in _blame(document, base, row, fault)]
         if not faults and own == [level.settings for level in levels]:
@@ -138,7 +163,7 @@ def multiply(
     return tuple(rows), tuple(partial), problems
 
 
-def _touches(path: str, others: Set[str]) -> bool:
+def touches(path: str, others: Set[str]) -> bool:
     """Whether one of `others` sets a path, something in it or something around it."""
     return any(
         f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in others

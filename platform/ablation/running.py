@@ -26,7 +26,8 @@ from ablation.problems import StudyError
 from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.provenance import now_ms
-from ablation.render import to_csv, to_markdown
+from ablation.render import to_markdown
+from ablation.spreadsheet import to_csv
 from ablation.storage import LostStorageError
 from ablation.submitted import keep, trainer_of
 from ablation.table import Table, tabulate

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from ablation.include import IncludeFile
 from ablation.protocol import Kind, Trainer
 from ablation.settings import paths
 from ablation.studyfile import REQUIRED, StudyFile
@@ -28,17 +29,37 @@ def json_schema(trainer: Trainer) -> dict[str, Any]:
     fields["set"] |= settings
     fields["rows"] |= levels
     fields["grid"] |= {"type": "object", "minProperties": 1, "additionalProperties": levels}
-    fields["references"]["items"] = {"enum": _named(trainer, "reference")}
-    fields["evaluate"]["items"] = _evaluation(_named(trainer, "evaluate"))
+    fields["references"]["items"] = _stage(_named(trainer, "reference"))
+    fields["evaluate"]["items"] = _stage(_named(trainer, "evaluate"))
+    numbers = _numbers(fields["published"]["additionalProperties"]["oneOf"], trainer)
+    for name in ("published", "printed"):
+        fields[name]["additionalProperties"] = numbers
+    shared["Claim"]["properties"]["metric"] = {"enum": [*sorted(trainer.metrics()), None]}
     for name, field in fields.items():
         if name in REQUIRED or name in ("rows", "grid", "layout"):
             _given(field)
     return {
         **schema,
+        **_either(fields),
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"A study of {trainer.name}",
-        "required": list(REQUIRED),
-        "oneOf": [{"required": ["rows"]}, {"required": ["grid"]}],
+        "title": f"A study of {trainer.name}, or a file that includes several",
+    }
+
+
+def _either(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a study needs, or a file that includes several, whose own key joins the `fields`."""
+    several = IncludeFile.model_json_schema()
+    fields["include"] = several["properties"]["include"]
+    return {
+        "if": {"required": ["include"]},
+        "then": {
+            "required": several["required"],
+            "propertyNames": {"enum": list(several["properties"])},
+        },
+        "else": {
+            "required": list(REQUIRED),
+            "oneOf": [{"required": ["rows"]}, {"required": ["grid"]}],
+        },
     }
 
 
@@ -56,6 +77,18 @@ def _settings(kind: type[Any]) -> dict[str, Any]:
     }
 
 
+def _numbers(forms: list[Any], trainer: Trainer) -> dict[str, Any]:
+    """Numbers of a row: those without a metric, which come first in `forms`, or by metric."""
+    alone = forms[:2]
+    by_metric = {
+        "type": "object",
+        "minProperties": 1,
+        "properties": {name: {"anyOf": alone} for name in sorted(trainer.metrics())},
+        "additionalProperties": False,
+    }
+    return {"anyOf": [*alone, by_metric]}
+
+
 def _inlined(schema: Any) -> Any:
     """A schema without references, for it moves into another: groups of settings are objects."""
     if isinstance(schema, list):
@@ -67,7 +100,7 @@ def _inlined(schema: Any) -> Any:
     return {key: _inlined(value) for key, value in schema.items() if key != "$defs"}
 
 
-def _evaluation(names: list[str]) -> dict[str, Any]:
+def _stage(names: list[str]) -> dict[str, Any]:
     with_settings = {
         "type": "object",
         "minProperties": 1,

@@ -13,9 +13,21 @@ from scipy.special import stdtrit
 
 from ablation.protocol import Direction
 
-__all__ = ["CONFIDENCE", "Difference", "Summary", "Verdict", "paired", "summarize", "verdict"]
+__all__ = [
+    "CONFIDENCE",
+    "MOST_SEEDS",
+    "Difference",
+    "Summary",
+    "Verdict",
+    "further_seeds",
+    "paired",
+    "summarize",
+    "verdict",
+]
 
 CONFIDENCE = 0.95
+MOST_SEEDS = 1000
+"""Further seeds that are counted."""
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
@@ -63,8 +75,7 @@ def paired(ours: Mapping[int, float], base: Mapping[int, float]) -> Difference |
     # Below this, what looks like spread is the rounding of the subtraction.
     if summary.sd is None or summary.sd <= 1e-12 * size:
         return Difference(n=summary.n, mean=summary.mean)
-    quantile = float(stdtrit(summary.n - 1, (1 + CONFIDENCE) / 2))
-    half = quantile * summary.sd / sqrt(summary.n)
+    half = summary.sd * _reach(summary.n)
     return Difference(
         n=summary.n, mean=summary.mean, low=summary.mean - half, high=summary.mean + half
     )
@@ -76,3 +87,22 @@ def verdict(difference: Difference, direction: Direction) -> Verdict:
     if low is None or high is None or low <= 0 <= high:
         return "undecided"
     return "better" if (low > 0) == (direction == "higher") else "worse"
+
+
+def further_seeds(difference: Difference) -> int | None:
+    """The fewest further seeds with which the interval would not hold zero.
+
+    The mean and the standard deviation of the differences are taken to stay as they are. More than
+    MOST_SEEDS are told as one more than these; None where there is no spread to go by.
+    """
+    n, low, high = difference.n, difference.low, difference.high
+    if low is None or high is None:
+        return None
+    sd = (high - low) / 2 / _reach(n)
+    more = range(1, MOST_SEEDS + 1)
+    return next((m for m in more if sd * _reach(n + m) < abs(difference.mean)), MOST_SEEDS + 1)
+
+
+def _reach(n: int) -> float:
+    """Half the width of the interval of `n` values, in standard deviations (Student's t)."""
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) / sqrt(n)

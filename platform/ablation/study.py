@@ -4,30 +4,41 @@ Reading is all or nothing: either every name, setting and rule holds, or a Study
 everything that does not, each with file, line and the nearest valid name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablation.feasibility import Step, check_workers, find_fingerprints, train_on
+from ablation.feasibility import (
+    Cache,
+    Step,
+    check_fits,
+    check_workers,
+    find_fingerprints,
+    train_on,
+)
+from ablation.labels import check_labels
+from ablation.papers import Numbers, Published, Question, by_metric, row_pairs
 from ablation.problems import Problem, StudyError, nearest
-from ablation.protocol import Direction, Kind, Trainer
-from ablation.rows import Axis, Base, Row, axes_of, check_rows, locate, multiply
-from ablation.settings import Fault, flatten, layer, mend, paths, settle, unknown
-from ablation.studyfile import Layout, Published, StudyFile, parse
+from ablation.protocol import Direction, Place, Trainer
+from ablation.rows import (
+    Axis,
+    Base,
+    Row,
+    axes_of,
+    check_rows,
+    known,
+    locate,
+    multiply,
+    touches,
+)
+from ablation.settings import flatten, layer, paths, settle
+from ablation.sides import Sides, StudyStage
+from ablation.studyfile import Layout, StudyFile, parse
 from ablation.trainers import TrainerError, load_trainer
 from ablation.yamlfile import Document, Trail, read
 
-__all__ = ["Axis", "Layout", "Published", "Row", "Study", "StudyStage", "load_study"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyStage:
-    """A stage beside training that a study asks for: an evaluation, or a reference."""
-
-    name: str
-    config: Any
-    trail: Trail
+__all__ = ["AbsentError", "Axis", "Layout", "Row", "Study", "load_study", "study_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +46,10 @@ class Study:
     """A valid study. `rows` are complete configurations of the training stage `train`.
 
     `metrics` are what its tables show, with the better direction of each: `metric` first, then
-    the others of its evaluations. `document` is the file that it was read from. `fingerprints` of
-    its data sets, by `Step.data`, are there where reading was told where the data lie.
+    the others of its evaluations. `published` and `printed` are numbers by row, or label, and
+    metric; `questions` are its claims, in a grid one for each two rows that they are about.
+    `document` is the file that it was read from. `fingerprints` of what its stages read, by name,
+    are there where it was read at a place and found to run there.
     """
 
     name: str
@@ -53,27 +66,50 @@ class Study:
     axes: tuple[Axis, ...]
     rows: tuple[Row, ...]
     layout: Layout | None
-    published: Mapping[str, Published]
+    published: Mapping[str, Mapping[str, Published]]
+    printed: Mapping[str, Mapping[str, Published]]
+    questions: tuple[Question, ...]
     document: Document = field(repr=False, compare=False)
-    fingerprints: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
+    fingerprints: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
+
+
+class AbsentError(StudyError):
+    """Sound `studies` that cannot run at a place, for data that they read are not at hand."""
+
+    def __init__(self, studies: Iterable[Study], problems: Iterable[Problem]) -> None:
+        self.studies = tuple(studies)
+        super().__init__(problems)
 
 
 def load_study(
     path: Path,
     *,
     lookup: Callable[[str], Trainer] = load_trainer,
-    data: Mapping[str, Path] | None = None,
+    place: Place | None = None,
     workers: int = 1,
 ) -> Study:
     """The study in a file.
 
-    With `data` (name to path) it is also asked whether the data sets can be read and whether
-    `workers` can share each stage; without, `plan` will ask.
+    With a `place` it is also asked whether its data are there and serve, and whether `workers` can
+    share each stage; without, `plan` will ask.
 
-    Raises StudyError with every problem that can be seen at once.
+    Raises StudyError with every problem that can be seen at once; AbsentError where the study is
+    sound and data that it reads are not at hand.
     """
-    document = read(path)
+    return study_of(read(path), lookup=lookup, place=place, workers=workers)
+
+
+def study_of(
+    document: Document,
+    *,
+    lookup: Callable[[str], Trainer] = load_trainer,
+    place: Place | None = None,
+    workers: int = 1,
+    cache: Cache | None = None,
+) -> Study:
+    """The study in a document, as `load_study`; `cache` is for several studies at one place."""
     file, problems = parse(document)
+    problems += check_labels(document, file)
     try:
         trainer = None if file.trainer is None else lookup(file.trainer)
     except TrainerError as error:
@@ -84,12 +120,19 @@ def load_study(
     reading = _Reading(document, file, trainer)
     study = reading.study()
     problems += reading.problems
-    fingerprints: Mapping[str, str | None] = {}
-    if data is not None:
-        fingerprints, absent = find_fingerprints(document, trainer, data, reading.steps, known={})
+    sound = study is not None and not problems
+    fingerprints, absent = None, list[Problem]()
+    if place is not None:
+        steps = reading.steps
+        fingerprints, absent = find_fingerprints(
+            document, trainer, place, steps, cache={} if cache is None else cache
+        )
         problems += absent
         if reading.knows_preset:
-            problems += check_workers(document, trainer, workers, reading.steps)
+            problems += check_workers(document, trainer, workers, steps)
+            problems += check_fits(document, trainer, place, steps, fingerprints=fingerprints)
+    if study is not None and sound and absent:
+        raise AbsentError([study], problems)
     if study is None or problems:
         raise StudyError(problems)
     return replace(study, fingerprints=fingerprints)
@@ -106,7 +149,7 @@ class _Reading:
         self.file = file
         self.trainer = trainer
         self.stages = trainer.stages()
-        self.train = self._names("train")[0]
+        self.train = next(name for name, stage in self.stages.items() if stage.kind == "train")
         self.knows_preset = file.preset in trainer.presets()
         self.problems: list[Problem] = []
         self.steps: list[Step] = []
@@ -120,9 +163,14 @@ class _Reading:
         self.steps += [train_on(row, self.train) for row in (*rows, *partial)]
         self.problems += problems
         self.problems += check_rows(self.document, axes, rows)
-        references = tuple(self._references(base, preset))
-        evaluations = tuple(self._evaluations(preset))
+        sides = Sides(self.document, self.trainer, preset, knows_preset=self.knows_preset)
+        given = flatten(base.kind, file.set)
+        references = tuple(sides.references(file.references, base, given))
+        evaluations = tuple(sides.evaluations(file.evaluate))
+        self.steps += sides.steps
+        self.problems += sides.problems
         metrics = self._metrics()
+        self._check_metrics(metrics)
         if self.problems or None in (file.name, file.metric, file.baseline, file.seeds):
             return None
         return Study(
@@ -140,18 +188,14 @@ class _Reading:
             axes=axes,
             rows=rows,
             layout=file.layout,
-            published={
-                label: number if isinstance(number, Published) else Published(value=number)
-                for label, number in file.published.items()
-            },
+            published=self._numbers(file.published),
+            printed=self._numbers(file.printed),
+            questions=tuple(self._questions(axes)),
             document=self.document,
         )
 
     def _say(self, sentence: str, *trail: str | int) -> None:
         self.problems.append(self.document.problem(sentence, *trail))
-
-    def _names(self, kind: Kind) -> list[str]:
-        return [name for name, stage in self.stages.items() if stage.kind == kind]
 
     def _preset(self) -> Mapping[str, Mapping[str, Any]]:
         presets, name = self.trainer.presets(), self.file.preset
@@ -160,22 +204,13 @@ class _Reading:
             self._say(sentence + nearest(name, presets), "preset")
         return presets.get(name or "", {})
 
-    def _flat(
-        self, kind: type[object], settings: Mapping[str, Any], *trail: str | int
-    ) -> dict[str, Any]:
-        """Settings by full path, without those that do not exist: these become problems."""
-        flat = flatten(kind, settings)
-        wrong = unknown(kind, flat)
-        for fault in wrong:
-            place = locate(self.document, trail, fault.path) or trail
-            self._say(str(fault), *place)
-        return {path: flat[path] for path in flat.keys() - {fault.path for fault in wrong}}
-
     def _base(self, preset: Mapping[str, Mapping[str, Any]]) -> Base:
         """Preset and `set`. Its own rules count only where a row still breaks them."""
         kind = self.stages[self.train].config_type
-        given = self._flat(kind, self.file.set, "set")
-        flat = layer(self._flat(kind, preset.get(self.train, {}), "preset"), given)
+        given, unknown = known(self.document, kind, self.file.set, "set")
+        common, absent = known(self.document, kind, preset.get(self.train, {}), "preset")
+        self.problems += [*unknown, *absent]
+        flat = layer(common, given)
         config, faults = settle(kind, flat)
         wrong = {fault.path: fault.sentence for fault in faults if not fault.rule}
         for path, sentence in wrong.items():
@@ -183,8 +218,8 @@ class _Reading:
             self._say(f"{path} {sentence}", *place)
         settings = {path: value for path, value in flat.items() if path not in wrong}
         left_out = (flatten(kind, self.file.set).keys() - given.keys()) | wrong.keys()
-        if not self.knows_preset and not given.keys() & {"data", "data.name"}:
-            left_out |= {"data.name"}
+        if not self.knows_preset:
+            left_out |= {path for path in paths(kind) if not touches(path, given.keys())}
         return Base(
             kind=kind,
             settings=settings,
@@ -193,86 +228,6 @@ class _Reading:
             complete=self.knows_preset,
             left_out=frozenset(left_out),
         )
-
-    def _keep(
-        self,
-        stage: StudyStage,
-        flat: Mapping[str, Any],
-        faults: Sequence[Fault],
-        left_out: Set[str] = frozenset(),
-    ) -> Iterator[StudyStage]:
-        """A stage without faults; what is sound of it is a step in any case."""
-        mended = mend(self.stages[stage.name].config_type, flat, faults)
-        if mended and self.knows_preset:
-            self.steps.append(
-                Step(
-                    label=stage.name,
-                    stage=stage.name,
-                    config=mended[0],
-                    trails=(stage.trail,),
-                    left_out=mended[1] | left_out,
-                )
-            )
-        if not faults:
-            yield stage
-
-    def _evaluations(self, preset: Mapping[str, Mapping[str, Any]]) -> Iterator[StudyStage]:
-        known, seen = self._names("evaluate"), set[str]()
-        for at, item in enumerate(self.file.evaluate):
-            name, settings = (item, {}) if isinstance(item, str) else next(iter(item.items()))
-            trail = ("evaluate", at) if isinstance(item, str) else ("evaluate", at, name)
-            if name not in known:
-                sentence = f"evaluate must name evaluations of {self.trainer.name}, got {name!r}."
-                self._say(sentence + nearest(name, known), *trail)
-            elif name in seen:
-                self._say(f"evaluate must name a stage once, got {name!r} again.", *trail)
-            else:
-                yield from self._evaluation(name, preset.get(name, {}), settings, trail)
-            seen.add(name)
-
-    def _references(
-        self, base: Base, preset: Mapping[str, Mapping[str, Any]]
-    ) -> Iterator[StudyStage]:
-        """Yardsticks, each of the common configuration as far as it has the same fields.
-
-        What the preset says of a yardstick itself counts more, and `set` counts most.
-        """
-        known = self._names("reference")
-        for at, name in enumerate(self.file.references):
-            if name not in known:
-                sentence = f"references must be stages of {self.trainer.name}, got {name!r}."
-                self._say(sentence + nearest(name, known), "references", at)
-                continue
-            kind = self.stages[name].config_type
-            common = (
-                base.settings if base.config is None else flatten(base.kind, asdict(base.config))
-            )
-            shared = {path: held for path, held in common.items() if path in paths(kind)}
-            own = self._flat(kind, preset.get(name, {}), "preset")
-            given = {p: shared[p] for p in flatten(base.kind, self.file.set) if p in shared}
-            flat = layer(shared, own, given)
-            config, faults = settle(kind, flat)
-            for fault in faults:
-                self._say(str(fault), *(locate(self.document, ("set",), fault.path) or ("preset",)))
-            stage = StudyStage(name=name, config=config, trail=("references", at))
-            yield from self._keep(stage, flat, faults, base.left_out)
-
-    def _evaluation(
-        self, name: str, common: Mapping[str, Any], own: Mapping[str, Any], trail: Trail
-    ) -> Iterator[StudyStage]:
-        kind = self.stages[name].config_type
-        preset = self._flat(kind, common, "preset")
-        given = self._flat(kind, own, *trail)
-        flat = layer(preset, given)
-        config, faults = settle(kind, flat)
-        for fault in faults:
-            if place := locate(self.document, trail, fault.path):
-                self._say(f"{name}: {fault}", *place)
-            elif self.knows_preset:
-                self._say(f"{name}: {fault}", *(("preset",) if fault.path in preset else trail))
-        unknown_paths = flatten(kind, own).keys() - given.keys()
-        stage = StudyStage(name=name, config=config, trail=trail)
-        yield from self._keep(stage, flat, faults, unknown_paths)
 
     def _metrics(self) -> dict[str, Direction]:
         """What can be shown, the study's own metric first."""
@@ -295,3 +250,38 @@ class _Reading:
             sentence = f"metric must be one of {self.trainer.name}'s, got {metric!r}."
             self._say(sentence + nearest(metric, ours or every), "metric")
         return ours
+
+    def _check_metrics(self, shown: Mapping[str, Direction]) -> None:
+        """See that numbers of papers and claims are of metrics that the table shows."""
+        named: list[tuple[str, Trail]] = [
+            (metric, (key, label, metric))
+            for key, numbers in (("published", self.file.published), ("printed", self.file.printed))
+            for label, number in numbers.items()
+            if isinstance(number, dict)
+            for metric in number
+        ]
+        named += [
+            (claim.metric, ("claims", name, "metric"))
+            for name, claim in self.file.claims.items()
+            if claim.metric is not None
+        ]
+        for metric, trail in named:
+            if metric not in shown:
+                sentence = f"{trail[0]} must be of metrics that the table shows, got {metric!r}."
+                self._say(sentence + nearest(metric, shown), *trail)
+
+    def _numbers(self, numbers: Mapping[str, Numbers]) -> dict[str, dict[str, Published]]:
+        metric = str(self.file.metric)
+        return {label: by_metric(number, metric) for label, number in numbers.items()}
+
+    def _questions(self, axes: Sequence[Axis]) -> Iterator[Question]:
+        labels = [[level.label for level in axis.levels] for axis in axes]
+        for name, claim in self.file.claims.items():
+            for better, than in row_pairs(labels, claim.better, claim.than):
+                yield Question(
+                    name=name,
+                    better=better,
+                    than=than,
+                    metric=claim.metric or str(self.file.metric),
+                    claim=claim,
+                )

@@ -5,21 +5,24 @@ the text that an editor shows.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import product
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ablation.identity import NAME, NAME_RULE
+from ablation.papers import Claim, Numbers, Part, Published
 from ablation.problems import Problem, StudyError, nearest, show
 from ablation.yamlfile import Document, Trail
 
-__all__ = ["Layout", "Published", "StudyFile", "parse"]
+__all__ = ["Label", "Layout", "Name", "StudyFile", "parse"]
 
 REQUIRED = ("name", "trainer", "preset", "seeds", "metric", "baseline")
 NAMES = ("name", "trainer", "preset", "metric", "baseline")
-DEPTH = {"rows": 2, "published": 2, "grid": 3}
+NUMBERS = (
+    "a number or {value, source, status: author or second-hand, note}, or with these by metric"
+)
+DEPTH = {"rows": 2, "published": 2, "printed": 2, "claims": 2, "grid": 3}
 """How deep a wrong part is cut out; all of a key where it is not named here."""
 LAST_SEED = 2**32 - 1
 
@@ -48,37 +51,29 @@ def _distinct(items: list[Any]) -> list[Any]:
     return items
 
 
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+"""Of a study, or of a file that includes several."""
 Label: TypeAlias = Annotated[str, AfterValidator(_label)]
+"""Printable text without spaces around it."""
 Level: TypeAlias = Annotated[Label, AfterValidator(_level)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED)]
 Settings: TypeAlias = Annotated[
     dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)
 ]
+Stage: TypeAlias = str | Annotated[dict[str, Settings], Field(min_length=1, max_length=1)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Layout(_Model):
+class Layout(Part):
     """Which axis of a grid runs down and which across."""
 
     down: str
     across: str
 
 
-class Published(_Model):
-    """A number that somebody printed: where, and whether it was read in an author's own source."""
-
-    value: float
-    source: str = ""
-    status: Literal["author", "second-hand"] | None = None
-
-
-class StudyFile(_Model):
+class StudyFile(Part):
     """A study as written. What is None was not given."""
 
-    name: Annotated[str, AfterValidator(_name)] | None = Field(default=None, description=NAME_RULE)
+    name: Name | None = Field(default=None, description=NAME_RULE)
     question: str = Field(default="", description="text")
     trainer: str | None = Field(default=None, description="the name of an installed trainer")
     preset: str | None = Field(default=None, description="the name of one of the trainer's presets")
@@ -90,7 +85,7 @@ class StudyFile(_Model):
         default=None,
         description=f"a list of at least one whole number from 0 to {LAST_SEED}, all different",
     )
-    evaluate: list[str | Annotated[dict[str, Settings], Field(min_length=1, max_length=1)]] = Field(
+    evaluate: list[Stage] = Field(
         default_factory=list,
         description="a list of stages, each a name or {name: settings}, "
         "such as [knn, {linear: {epochs: 90}}]",
@@ -115,14 +110,21 @@ class StudyFile(_Model):
     layout: Layout | None = Field(
         default=None, description="{down: axis, across: axis}, naming the two axes of the grid"
     )
-    references: Annotated[list[str], AfterValidator(_distinct)] = Field(
+    references: list[Stage] = Field(
         default_factory=list,
-        description="a list of the trainer's reference stages, each named once",
+        description="a list of the trainer's reference stages, each a name or {name: settings}, "
+        "such as [random, {checkpoint: {weights: mae-b}}]",
     )
-    published: dict[str, float | Published] = Field(
+    published: dict[str, Numbers] = Field(
+        default_factory=dict, description=f"row labels, each with {NUMBERS}"
+    )
+    printed: dict[Label, Numbers] = Field(
+        default_factory=dict, description=f"printable labels that are no rows, each with {NUMBERS}"
+    )
+    claims: dict[Label, Claim] = Field(
         default_factory=dict,
-        description="row labels, each with a number or "
-        "{value, source, status: author or second-hand}",
+        description="names, each with {better: label, than: label}, where wanted with metric, "
+        "says, source, and status: author or second-hand",
     )
 
 
@@ -155,8 +157,7 @@ def parse(document: Document) -> tuple[StudyFile, list[Problem]]:
                     problems.append(_problem(document, detail, trail))
                 content = _without(content, trail[: DEPTH.get(str(trail[0]), 1)])
         else:
-            rules = [*_check_shape(document, file), *_check_labels(document, file)]
-            return file, [*document.problems, *problems, *rules]
+            return file, [*document.problems, *problems, *_check_shape(document, file)]
 
 
 def _as_written(document: Document) -> dict[str, Any]:
@@ -165,11 +166,16 @@ def _as_written(document: Document) -> dict[str, Any]:
     for name in NAMES:
         if name in content:
             content[name] = document.words.get((name,), content[name])
-    if isinstance(layout := content.get("layout"), dict):
-        content["layout"] = {
-            name: document.words.get(("layout", name), axis) for name, axis in layout.items()
-        }
+    for key in ("layout", "claims"):
+        if key in content:
+            content[key] = _words(document, content[key], (key,))
     return content
+
+
+def _words(document: Document, value: Any, trail: Trail) -> Any:
+    if isinstance(value, dict):
+        return {name: _words(document, inner, (*trail, name)) for name, inner in value.items()}
+    return None if value is None else document.words.get(trail, value)
 
 
 def _trail(document: Document, location: Trail) -> Trail:
@@ -184,7 +190,12 @@ def _trail(document: Document, location: Trail) -> Trail:
 def _problem(document: Document, detail: ErrorDetails, trail: Trail) -> Problem:
     key = str(trail[0])
     if detail["type"] == "extra_forbidden":
-        inner: dict[str, type[BaseModel]] = {"layout": Layout, "published": Published}
+        inner: dict[str, type[BaseModel]] = {
+            "layout": Layout,
+            "published": Published,
+            "printed": Published,
+            "claims": Claim,
+        }
         model = inner.get(key, StudyFile)
         near = nearest(str(trail[-1]), model.model_fields)
         place = key if key in inner else "a study"
@@ -217,27 +228,3 @@ def _check_shape(document: Document, file: StudyFile) -> Iterator[Problem]:
         if len(axes) != 2 or file.layout.down == file.layout.across:
             sentence = "layout must name the two axes of a grid of two, one down and one across."
             yield document.problem(sentence, "layout")
-
-
-def _row_labels(document: Document, file: StudyFile) -> list[str]:
-    """Labels as written, those of rows too that are wrong otherwise."""
-    rows, grid = document.content.get("rows"), document.content.get("grid")
-    if isinstance(rows, dict):
-        return list(rows)
-    if not isinstance(grid, dict) or not grid:
-        return []
-    down = file.layout.down if file.layout else None
-    axes = [grid[name] for name in sorted(grid, key=lambda name: down is not None and name != down)]
-    levels = [list(axis) if isinstance(axis, dict) else [] for axis in axes]
-    return [" / ".join(labels) for labels in product(*levels)]
-
-
-def _check_labels(document: Document, file: StudyFile) -> Iterator[Problem]:
-    labels = _row_labels(document, file)
-    named: list[tuple[str, Trail, str]]
-    named = [] if file.baseline is None else [(file.baseline, ("baseline",), "baseline")]
-    named += [(label, ("published", label), "a label in published") for label in file.published]
-    for label, trail, what in named:
-        if labels and label not in labels:
-            sentence = f"{what} must be a row, got {label!r}.{nearest(label, labels)}"
-            yield document.problem(sentence, *trail)

@@ -4,14 +4,16 @@ No number without its seeds: each row says how many of how many it rests on, and
 is named with its reason.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import isfinite
 from types import MappingProxyType
 from typing import assert_never
 
+from ablation.answers import Answer, answer
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
 from ablation.certificate import Certificate
+from ablation.papers import Published, Question, credits_of
 from ablation.plan import Plan
 from ablation.protocol import Direction
 from ablation.statistics import (
@@ -23,9 +25,9 @@ from ablation.statistics import (
     summarize,
     verdict,
 )
-from ablation.studyfile import Published
+from ablation.study import Study
 
-__all__ = ["TICK", "Entry", "Metric", "Result", "Table", "TableRow", "tabulate"]
+__all__ = ["TICK", "Entry", "Metric", "Printed", "Result", "Table", "TableRow", "tabulate"]
 
 TICK = "✓"
 """Beside a row that was verified."""
@@ -71,16 +73,27 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """A row, its level on every axis of a grid, and an entry for every metric by name."""
+    """A row, its level on every axis of a grid, and an entry for every metric by name.
+
+    `published` holds what others printed for it, by metric.
+    """
 
     label: str
     levels: tuple[str, ...]
     entries: Mapping[str, Entry]
-    published: Published | None = None
+    published: Mapping[str, Published] = field(default_factory=dict)
     baseline: bool = False
     reference: bool = False
     verified: bool = False
     """Whether a cell of it was killed on purpose and came to the same bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Printed:
+    """A row that the study does not train: numbers that others printed, by metric."""
+
+    label: str
+    published: Mapping[str, Published]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +112,8 @@ class Table:
     layout: bool
     rows: tuple[TableRow, ...]
     references: tuple[TableRow, ...]
+    printed: tuple[Printed, ...]
+    answers: tuple[Answer, ...]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -117,41 +132,57 @@ def tabulate(
 
     `certificates` are those that the first stages of cells hold, by digest.
     """
-    study = plan.study
-    metrics = tuple(Metric(name=name, direction=way) for name, way in study.metrics.items())
-    cells: dict[tuple[bool, str], list[Cell]] = {}
+    study, rows = plan.study, tuple(_rows(plan, standings, certificates))
+    ours = {row.label: row for row in rows if not row.reference}
+    return Table(
+        name=study.name,
+        question=study.question,
+        metrics=tuple(Metric(name=name, direction=way) for name, way in study.metrics.items()),
+        baseline=study.baseline,
+        axes=_axes(study),
+        layout=study.layout is not None,
+        rows=tuple(ours.values()),
+        references=tuple(row for row in rows if row.reference),
+        printed=tuple(
+            Printed(label=label, published=numbers) for label, numbers in study.printed.items()
+        ),
+        answers=tuple(_answer(question, ours, study.metrics) for question in study.questions),
+        missing=tuple(line for row in rows for line in _missing(row)),
+        notes=(
+            *credits_of({**study.published, **study.printed}, study.questions),
+            *_notes(rows),
+            *_verified(certificates.values()),
+        ),
+    )
+
+
+def _axes(study: Study) -> tuple[str, ...]:
+    return tuple(axis.name for axis in study.axes if axis.levels[0].trail[0] == "grid")
+
+
+def _rows(
+    plan: Plan, standings: Mapping[str, Standing], certificates: Mapping[str, Certificate]
+) -> Iterator[TableRow]:
+    """Rows, then references."""
+    study, cells = plan.study, dict[tuple[bool, str], list[Cell]]()
     for cell in plan.cells:
         cells.setdefault((cell.reference, cell.row), []).append(cell)
     base = cells[False, study.baseline]
-    axes = tuple(axis.name for axis in study.axes if axis.levels[0].trail[0] == "grid")
-    levels = {row.label: row.levels if axes else () for row in study.rows}
-    rows = tuple(
-        TableRow(
+    levels = {row.label: row.levels if _axes(study) else () for row in study.rows}
+    for (reference, label), row in cells.items():
+        against = None if reference else base
+        yield TableRow(
             label=label,
             levels=() if reference else levels[label],
             entries={
-                metric.name: _entry(metric, row, standings, base=None if reference else base)
-                for metric in metrics
+                name: _entry(Metric(name=name, direction=way), row, standings, base=against)
+                for name, way in study.metrics.items()
             },
-            published=None if reference else study.published.get(label),
+            published={} if reference else study.published.get(label, {}),
             baseline=not reference and label == study.baseline,
             reference=reference,
             verified=any(cell.stages[0].digest in certificates for cell in row),
         )
-        for (reference, label), row in cells.items()
-    )
-    return Table(
-        name=study.name,
-        question=study.question,
-        metrics=metrics,
-        baseline=study.baseline,
-        axes=axes,
-        layout=study.layout is not None,
-        rows=tuple(row for row in rows if not row.reference),
-        references=tuple(row for row in rows if row.reference),
-        missing=tuple(line for row in rows for line in _missing(row)),
-        notes=(*_notes(rows), *_verified(certificates.values())),
-    )
 
 
 def _entry(
@@ -170,6 +201,21 @@ def _entry(
     difference = paired(ours, theirs)
     found = None if difference is None else verdict(difference, metric.direction)
     return Entry(results=results, summary=summary, difference=difference, verdict=found)
+
+
+def _answer(
+    question: Question, rows: Mapping[str, TableRow], metrics: Mapping[str, Direction]
+) -> Answer:
+    pair = [(label, rows[label].entries[question.metric].results) for label in question.pair]
+    better, than = (_by_seed(results) for _, results in pair)
+    missing = [
+        f"{label}, seed {result.seed}: {result.missing}"
+        for label, results in pair
+        for result in results
+        if result.missing
+    ]
+    direction = metrics[question.metric]
+    return answer(question, direction, better=better, than=than, missing=missing)
 
 
 def _by_seed(results: tuple[Result, ...]) -> dict[int, float]:
@@ -226,8 +272,6 @@ def _notes(rows: tuple[TableRow, ...]) -> tuple[str, ...]:
     differences = [entry.difference for entry in entries if entry.difference is not None]
     compared = sum(any(e.difference for e in row.entries.values()) for row in rows)
     notes = []
-    if sources := _sources(rows):
-        notes.append(f"Published: {'; '.join(sources)}.")
     if any(difference.low is not None for difference in differences):
         notes.append(
             f"Differences are paired by seed, with {CONFIDENCE:.0%} intervals by Student's t, each "
@@ -245,13 +289,3 @@ def _verified(certificates: Collection[Certificate]) -> Iterator[str]:
     if certificates:
         kills, steps = sum(c.kills for c in certificates), sum(c.steps for c in certificates)
         yield f"{TICK} resumed bit for bit (kills: {kills}, steps compared: {steps})."
-
-
-def _sources(rows: tuple[TableRow, ...]) -> Iterable[str]:
-    """Where the published numbers are from, each source once."""
-    found = dict[str, None]()
-    for row in rows:
-        if row.published is not None and row.published.source:
-            status = f" ({row.published.status})" if row.published.status else ""
-            found[row.published.source + status] = None
-    return found

@@ -157,16 +157,21 @@ class ToyTrainer:
         """What tables may show."""
         return {"train/loss": "lower", "score/accuracy": "higher", "probe/accuracy": "higher"}
 
-    def fingerprint(self, config: Any, data: Mapping[str, Path], /) -> str | None:
-        """SHA-256 of the file that a training names as its data.
+    def reads(self, config: Any, /) -> Mapping[str, str]:
+        """The file that a training names as its data."""
+        return {"data": config.data} if isinstance(config, Toy) and config.data else {}
 
-        Raises LookupError where the place does not say where that file is.
+    def fingerprint(self, name: str, place: Place, /) -> str:
+        """SHA-256 of a file.
+
+        Raises LookupError where the place does not say where it is.
         """
-        if not isinstance(config, Toy) or not config.data:
-            return None
-        if config.data not in data:
-            raise LookupError(f"The place must say where {config.data!r} lies, it does not.")
-        return hashlib.sha256(data[config.data].read_bytes()).hexdigest()
+        if name not in place.data:
+            raise LookupError(f"The place must say where {name!r} lies, it does not.")
+        return hashlib.sha256(place.data[name].read_bytes()).hexdigest()
+
+    def fits(self, config: Any, parent: Any, place: Place, /) -> None:
+        """Every evaluation can use every weight."""
 
     def check(self, config: Any, workers: int, /) -> str | None:
         """A training's batch must be divisible by the number of workers."""

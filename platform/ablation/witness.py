@@ -89,9 +89,17 @@ class Witness:
         """The trainer's."""
         return self.trainer.metrics()
 
-    def fingerprint(self, config: Any, data: Mapping[str, Path], /) -> str | None:
+    def reads(self, config: Any, /) -> Mapping[str, str]:
         """The trainer's."""
-        return self.trainer.fingerprint(config, data)
+        return self.trainer.reads(config)
+
+    def fingerprint(self, name: str, place: Place, /) -> str:
+        """The trainer's."""
+        return self.trainer.fingerprint(name, place)
+
+    def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:
+        """The trainer's."""
+        return self.trainer.fits(config, parent, place)
 
     def check(self, config: Any, workers: int, /) -> str | None:
         """The trainer's."""

@@ -113,7 +113,13 @@ class Bakery:
             "bake/loss": "lower",
         }
 
-    def fingerprint(self, config: Any, data: Mapping[str, Path], /) -> str | None:
+    def reads(self, config: Any, /) -> Mapping[str, str]:
+        return {}
+
+    def fingerprint(self, name: str, place: Place, /) -> str:
+        raise LookupError(name)
+
+    def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:
         return None
 
     def check(self, config: Any, workers: int, /) -> str | None:
@@ -193,7 +199,7 @@ def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
             text = text.replace(old, new)
         file = tmp_path / "toys.yaml"
         file.write_text(text)
-        return plan(load_study(file, lookup=lambda name: ToyTrainer()), ToyTrainer(), {})
+        return plan(load_study(file, lookup=lambda name: ToyTrainer()), ToyTrainer(), Place())
 
     return make
 

@@ -166,3 +166,16 @@ def test_load_profile__layout_and_place():
     profile = Profile(workers=2, cpus_per_worker=3, loaders=1, concurrency=5)
     assert (profile.layout.workers, profile.layout.concurrency) == (2, 5)
     assert (profile.place.threads, profile.place.loaders) == (3, 1)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("True", True), ("false", False)])
+def test_load_profile__allow_download(text, value):
+    assert _load().place.download is False
+    assert _load(environment={"ABLATION_ALLOW_DOWNLOAD": text}).place.download is value
+    assert _load(environment={"ABLATION_ALLOW_DOWNLOAD": text}, allow_download=True).place.download
+
+
+def test_load_profile__allow_download_is_true_or_false(file):
+    (line,) = _refused(environment={"ABLATION_ALLOW_DOWNLOAD": "maybe"})
+    assert line == 'the environment: allow_download must be true or false, got "maybe".'
+    assert _load(_write(file, "allow_download: true\n")).place.download

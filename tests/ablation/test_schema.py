@@ -17,10 +17,19 @@ STUDY: dict[str, Any] = {
     "evaluate": ["score", {"probe": {"steps": 3}}],
     "metric": "score/accuracy",
     "baseline": "a",
-    "references": ["noise"],
+    "references": ["noise", {"noise": {"scale": 2}}],
     "set": {"mask.prefer": "easy", "mask": {"ratio": 1}},
     "rows": {"a": {"rate": 1}, "b": None},
-    "published": {"a": 1, "b": {"value": 2, "status": "author"}},
+    "published": {
+        "a": 1,
+        "b": {"value": 2, "status": "author"},
+        "c": {"score/accuracy": 3, "probe/accuracy": {"value": 4, "note": "of their own"}},
+    },
+    "printed": {"theirs": {"value": 1.5}},
+    "claims": {
+        "faster": {"better": "b", "than": "a"},
+        "slower": {"better": "a", "than": "b", "metric": "train/loss", "says": "so"},
+    },
 }
 GRID = {"x": {"a": {"rate": 1}, "b": {"mask.ratio": 0.5}}}
 
@@ -37,6 +46,15 @@ def test_json_schema__admits_a_study() -> None:
     assert errors({**without, "grid": GRID, "layout": {"down": "x", "across": "y"}}) == []
 
 
+def test_json_schema__admits_a_file_that_includes_studies() -> None:
+    several = {"name": "all", "question": "Why?", "include": ["a.yaml", "b.yaml"]}
+    assert errors(several) == []
+    assert errors({**several, "include": []})
+    assert errors({**several, "trainer": "toy"})
+    assert errors({**STUDY, "include": ["a.yaml"]})
+    assert errors({"include": ["a.yaml"]})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -48,6 +66,8 @@ def test_json_schema__admits_a_study() -> None:
         {"evaluate": ["train"]},
         {"evaluate": [{"probe": {"stps": 3}}]},
         {"references": ["score"]},
+        {"references": [{"noise": {"scael": 2}}]},
+        {"references": [{"noise": {}, "other": {}}]},
         {"set": {"mask.rato": 1}},
         {"set": {"mask.prefer": "soft"}},
         {"rows": {"a": {"rate": "fast"}}},
@@ -56,6 +76,10 @@ def test_json_schema__admits_a_study() -> None:
         {"grid": GRID},
         {"seed": 1},
         {"published": {"a": {"value": 1, "status": "rumour"}}},
+        {"published": {"a": {"score/x": 1}}},
+        {"printed": {"a": {"score/accuracy": {"status": "author"}}}},
+        {"claims": {"a": {"better": "b"}}},
+        {"claims": {"a": {"better": "b", "than": "a", "metric": "score/x"}}},
     ],
 )
 def test_json_schema__refuses(change: dict[str, Any]) -> None:

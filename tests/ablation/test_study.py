@@ -45,7 +45,8 @@ def test_load__gives_complete_configurations(read: Reader) -> None:
     assert asdict(taste.config) == {"oven": None, "judges": 3, "salt": 1.0}
     assert asdict(raw.config) == {"oven": hot, "data": "wheat"}
     assert list(study.metrics) == ["taste/score", "taste/flaws"]
-    assert (study.published["a"].value, study.published["b"].status) == (82.5, "author")
+    published = {row: numbers["taste/score"] for row, numbers in study.published.items()}
+    assert (published["a"].value, published["b"].status) == (82.5, "author")
     assert (study.trainer, study.train, study.seeds) == ("bakery", "bake", (0, 1))
 
 
@@ -80,6 +81,12 @@ def test_load__labels_are_the_words_in_the_file(read: Reader) -> None:
     )
     assert [row.label for row in study.rows] == ["0.50", "yes"]
     assert study.baseline == "0.50"
+    claimed = changed("baseline", "baseline: 0.50") + (
+        "rows: {0.50: {glaze: 0.5}, yes: {glaze: 1}}\nclaims: {1.0: {better: 0.50, than: yes}}"
+    )
+    (question,) = read(claimed).questions
+    assert (question.name, question.pair) == ("1.0", ("0.50", "yes"))
+    assert question.metric == "taste/score"
 
 
 def test_load__set_may_break_a_rule_that_every_row_mends(read: Reader, problem: Problem) -> None:
@@ -122,3 +129,22 @@ rows:
     assert (reference.config.oven.heat, reference.config.oven.racks) == (190.0, (7,))
     (reference,) = read(text.replace("set: {oven.heat: 190}\n", "")).references
     assert (reference.config.oven.heat, reference.config.oven.racks) == (150.0, (7,))
+
+
+def test_reference__its_own_settings_count_most_and_are_in_its_label(read: Reader) -> None:
+    study = read(
+        changed("preset", "preset: rack")
+        + "set: {oven.heat: 190}\n"
+        + ROWS
+        + "references: [raw, {raw: {data: rye, oven: {heat: 90}}}, {raw: {oven.racks: [1, 2]}}]\n"
+    )
+    assert [(raw.label, raw.name) for raw in study.references] == [
+        ("raw", "raw"),
+        ("raw (data: rye, oven.heat: 90)", "raw"),
+        ("raw (oven.racks: [1, 2])", "raw"),
+    ]
+    assert [(raw.config.oven.heat, raw.config.oven.racks) for raw in study.references] == [
+        (190.0, (7,)),
+        (90.0, (7,)),
+        (190.0, (1, 2)),
+    ]

@@ -36,7 +36,8 @@ class Hpm:
         self.real = load_trainer("hpm")
         self.name, self.result_version = self.real.name, self.real.result_version
         self.stages, self.metrics = self.real.stages, self.real.metrics
-        self.fingerprint, self.check = self.real.fingerprint, self.real.check
+        self.reads, self.fingerprint = self.real.reads, self.real.fingerprint
+        self.fits, self.check = self.real.fits, self.real.check
 
     def presets(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
         return {"defaults": {}, **self.real.presets()}

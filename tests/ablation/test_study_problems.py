@@ -91,7 +91,15 @@ def test_load__one_wrong_key(problem: Problem, key: str, line: str, expected: st
         ("set: {oven.heat: 301}", "9: oven.heat must be in (0, 300), got 301."),
         ("set:\n  oven:\n    haet: 3", "11: oven.haet is no setting. Did you mean 'oven.heat'?"),
         ("references: [5]", "9: references must be a list of the trainer's reference stages, each "
-         "named once, got 5."),
+         "a name or {name: settings}, such as [random, {checkpoint: {weights: mae-b}}], got 5."),
+        ("references: [raw, raw]", "9: reference 'raw' must differ from reference 'raw', but the "
+         "two are one configuration. Change a setting or drop one."),
+        ("references: [raw, {raw: {oven.heat: 180}}]",
+         "9: reference 'raw (oven.heat: 180)' must differ from reference 'raw', but"),
+        ("references: [{raw: {oven.haet: 3}}]",
+         "9: oven.haet is no setting. Did you mean 'oven.heat'?"),
+        ("references:\n  - raw\n  - raw: {oven: {heat: 301}}",
+         "11: oven.heat must be in (0, 300), got 301."),
         ("set: {glaze: " + "x" * 99 + "}",
          "9: glaze must be a number or a list of 2, each a number, got \"" + "x" * 56 + "...."),
         ("references: [row]",
@@ -101,6 +109,30 @@ def test_load__one_wrong_key(problem: Problem, key: str, line: str, expected: st
         ("published:\n  a:\n    value: 1\n    stat: author",
          "12: 'stat' is no key of published. Did you mean 'status'?"),
         ("published: {a: high}", "9: published must be row labels, each with a number or"),
+        ("published: {a: {taste/scor: 1}}", "9: published must be of metrics that the table shows, "
+         "got 'taste/scor'. Did you mean 'taste/score'?"),
+        ("published: {a: {look/score: 1}}",
+         "9: published must be of metrics that the table shows, got 'look/score'."),
+        ("published:\n  a:\n    taste/score: {value: 1, stat: author}",
+         "11: 'stat' is no key of published. Did you mean 'status'?"),
+        ("published:\n  a:\n    taste/score: high",
+         "11: published must be row labels, each with a number or"),
+        ("printed: {a: 1}",
+         "9: a label in printed must be no row, got 'a'. Put it into published."),
+        ("printed: {c: {source: x}}", "9: printed must be printable labels that are no rows, each"),
+        ("printed: {c: {value: 1, sorce: x}}",
+         "9: 'sorce' is no key of printed. Did you mean 'source'?"),
+        ("claims: {x: {better: a, than: c}}",
+         "9: than must be a row, got 'c'. Choose from: a, b."),
+        ("claims:\n  x:\n    better: aa\n    than: b",
+         "11: better must be a row, got 'aa'. Did you mean 'a'?"),
+        ("claims: {x: {better: a, than: a}}",
+         "9: better and than must be two rows, got 'a' and 'a'."),
+        ("claims: {x: {better: a}}", "9: claims must be names, each with {better: label, than:"),
+        ("claims: {x: {better: a, than: b, metrics: taste/score}}",
+         "9: 'metrics' is no key of claims. Did you mean 'metric'?"),
+        ("claims: {x: {better: a, than: b, metric: bake/loss}}",
+         "9: claims must be of metrics that the table shows, got 'bake/loss'."),
         ("grid: {x: {y: {minutes: 3}}}", "9: a study must have either rows or a grid, got both."),
     ],
 )  # fmt: skip
@@ -154,6 +186,13 @@ def test_load__wrong_grids(problems: Problems, problem: Problem) -> None:
     twice = "grid:\n  one: {s: {minutes: 3}, l: {minutes: 4}}\n  two: {x: {minutes: 3}}\n"
     found = problems(changed("baseline", "baseline: s / x") + twice)
     assert "x.yaml:10: minutes must be set by one axis, got 'one' and 'two'." in found
+    claims = "claims:\n  p: {better: x, than: s}\n  q: {better: x, than: s / z}\n"
+    shapes = grid.replace("y: {}", "z: {kind: loaf}")
+    assert problems(changed("baseline", "baseline: s / x") + shapes + claims) == [
+        "x.yaml:12: better and than must be two rows, or two levels of one axis, got 'x' and 's'.",
+        "x.yaml:13: better and than must be two rows, or two levels of one axis, got 'x' and "
+        "'s / z'.",
+    ]
     slash = "grid: {x: {a / b: {minutes: 3}}}"
     assert problem(changed("baseline", "baseline: a / b") + slash).startswith(
         "x.yaml:8: grid must be at least one axis, each with at least one level (no ' / ' in its"

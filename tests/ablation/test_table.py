@@ -14,7 +14,9 @@ from rich.console import Console
 from ablation.cells import Begun, Failed, Finished, Standing, Waiting
 from ablation.certificate import Certificate
 from ablation.plan import Plan, plan
-from ablation.render import to_csv, to_markdown, to_text
+from ablation.protocol import Place
+from ablation.render import to_markdown, to_text
+from ablation.spreadsheet import to_csv
 from ablation.statistics import Difference
 from ablation.study import load_study
 from ablation.table import Table, TableRow, tabulate
@@ -59,7 +61,7 @@ def planned(tmp_path: Path) -> Planner:
     def make(text: str) -> Plan:
         (tmp_path / "x.yaml").write_text(text)
         study = load_study(tmp_path / "x.yaml", lookup=lambda name: ToyTrainer())
-        return plan(study, ToyTrainer(), {})
+        return plan(study, ToyTrainer(), Place())
 
     return make
 
@@ -118,7 +120,8 @@ def test_tabulate__a_complete_study(planned: Planner) -> None:
     assert [row.label for row in table.references] == ["noise"]
     assert table.references[0].entries["score/accuracy"].difference is None
     assert table.missing == ()
-    assert rows["b"].published is not None
+    assert rows["b"].published["score/accuracy"].value == 82.5
+    assert rows["a"].published == {}
     assert table.notes == (
         "Published: Table 1 (second-hand).",
         "Differences are paired by seed, with 95% intervals by Student's t, each by itself: "

@@ -145,13 +145,14 @@ def test_toy__dies_once_or_at_every_try(tmp_path, accident, codes):
 def test_toy__has_data_and_rules(tmp_path):
     trainer, file = ToyTrainer(), tmp_path / "data"
     file.write_text("x")
-    assert trainer.fingerprint(Toy(), {}) is None
-    assert trainer.fingerprint(ToyScore(), {}) is None
-    first = trainer.fingerprint(Toy(data="mine"), {"mine": file})
+    assert trainer.reads(Toy()) == trainer.reads(ToyScore()) == {}
+    assert trainer.reads(Toy(data="mine")) == {"data": "mine"}
+    place = Place(data={"mine": file})
+    first = trainer.fingerprint("mine", place)
     file.write_text("y")
-    assert first != trainer.fingerprint(Toy(data="mine"), {"mine": file})
+    assert first != trainer.fingerprint("mine", place)
     with pytest.raises(LookupError, match="must say where 'mine' lies"):
-        trainer.fingerprint(Toy(data="mine"), {})
+        trainer.fingerprint("mine", Place())
     assert trainer.check(Toy(batch=8), 4) is None
     assert trainer.check(ToyScore(), 3) is None
     assert trainer.check(Toy(batch=8), 3) == "batch must be divisible by 3 workers, got 8."

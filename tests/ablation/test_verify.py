@@ -251,12 +251,14 @@ def run(witness: Witness, name: str = "train", config: Any = None) -> Iterator[A
     )
 
 
-def test_witness__is_taken_for_the_trainer(witness):
-    trainer = witness.trainer
+def test_witness__is_taken_for_the_trainer(witness, tmp_path):
+    trainer, place = witness.trainer, Place(data={"mine": tmp_path / "mine"})
+    (tmp_path / "mine").write_text("1")
     for ask in (
         lambda t: (t.name, t.result_version, t.presets(), t.metrics(), list(t.stages())),
         lambda t: [(s.kind, s.config_type) for s in t.stages().values()],
-        lambda t: (t.fingerprint(Toy(), {}), t.check(Toy(), 3)),
+        lambda t: (t.reads(Toy(data="mine")), t.fingerprint("mine", place)),
+        lambda t: (t.fits(ToyScore(), Toy(), place), t.check(Toy(), 3)),
     ):
         assert ask(witness) == ask(trainer)
     assert pickle.loads(pickle.dumps(witness)) == witness

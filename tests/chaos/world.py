@@ -13,6 +13,7 @@ from pathlib import Path
 from ablation.claims import claims_at
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
+from ablation.protocol import Place
 from ablation.study import load_study
 from ablation.toy import TRAINER
 from chaos.nodes import Nodes
@@ -120,7 +121,7 @@ class World:
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            self._plan = plan(load_study(self.study), TRAINER, {})
+            self._plan = plan(load_study(self.study), TRAINER, Place())
         return self._plan
 
     @property

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ablation.protocol import Trainer
 from hpm.config import Data, Optim, Pretrain
 from hpm.data.errors import DataError
+from hpm.data.fingerprint import fingerprint
 from hpm.evaluate.config import EvalData, Knn, Linear, Pixels, Random
 from hpm.progress import Place
 from hpm.trainer import TRAINER
@@ -98,27 +100,35 @@ def test_stage__passes_everything_on(tiny: Pretrain, tiny_place: Place) -> None:
 
 
 @pytest.mark.parametrize("settings", [Knn(), Linear()])
-def test_fingerprint__is_none_where_the_parents_data_is_taken(settings: Any) -> None:
-    assert TRAINER.fingerprint(settings, {}) is None
+def test_reads__nothing_where_the_parents_data_is_taken(settings: Any) -> None:
+    assert TRAINER.reads(settings) == {}
 
 
-def test_fingerprint__is_the_data_sets(tiny_place: Place, tiny: Pretrain) -> None:
-    prints = {
-        TRAINER.fingerprint(settings, tiny_place.data)
-        for settings in (
-            tiny,
-            Random(data=tiny.data),
-            Pixels(data=tiny.data),
-            Knn(data=EvalData(name="tiny")),
-        )
-    }
-    assert len(prints) == 1
-    assert None not in prints
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Pretrain(data=Data(name="tiny")),
+        Random(data=Data(name="tiny")),
+        Pixels(data=Data(name="tiny")),
+        Knn(data=EvalData(name="tiny")),
+    ],
+)
+def test_reads__the_data_set_that_is_named(settings: Any) -> None:
+    assert TRAINER.reads(settings) == {"data.name": "tiny"}
+
+
+def test_fingerprint__is_the_data_sets(tiny_place: Place) -> None:
+    assert TRAINER.fingerprint("tiny", tiny_place) == fingerprint("tiny", tiny_place.data)
 
 
 def test_fingerprint__says_what_is_known() -> None:
+    place = SimpleNamespace(data={"elsewhere": Path("x")}, threads=1, loaders=0, download=False)
     with pytest.raises(DataError, match="fashion-scenes"):
-        TRAINER.fingerprint(Random(data=Data(name="fashion-scene")), {"elsewhere": Path("x")})
+        TRAINER.fingerprint("fashion-scene", place)
+
+
+def test_fits__lets_every_evaluation_run(tiny_place: Place, tiny: Pretrain) -> None:
+    assert TRAINER.fits(Knn(), tiny, tiny_place) is None
 
 
 def test_check__wants_equal_shares() -> None:

@@ -86,13 +86,21 @@ class HpmTrainer:
         """Metric names that tables may use, each with its better direction."""
         return _METRICS
 
-    def fingerprint(self, settings: Any, data: Mapping[str, Path], /) -> str | None:
-        """Digest of the data set that a stage reads; None where it takes its parent's.
+    def reads(self, settings: Any, /) -> Mapping[str, str]:
+        """The data set that a stage names; nothing where it takes its parent's."""
+        return {} if settings.data is None else {"data.name": settings.data.name}
+
+    def fingerprint(self, name: str, place: Place, /) -> str:
+        """Digest of a data set.
 
         Raises:
             DataError: the data set is unknown, absent or unreadable.
         """
-        return None if settings.data is None else fingerprint(settings.data.name, data)
+        return fingerprint(name, place.data)
+
+    def fits(self, settings: Any, parent: Any, place: Place, /) -> str | None:
+        """Why an evaluation cannot run on what a stage of `parent` exports; None where it can."""
+        return None
 
     def check(self, settings: Any, workers: int, /) -> str | None:
         """Why a configuration cannot run on so many workers; None where it can."""

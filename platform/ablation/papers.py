@@ -1,0 +1,131 @@
+"""What a study file repeats of papers: numbers that somebody printed, and claims to be answered."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+__all__ = [
+    "Claim",
+    "Numbers",
+    "Part",
+    "Published",
+    "Question",
+    "by_metric",
+    "credits_of",
+    "row_pairs",
+]
+
+Status: TypeAlias = Literal["author", "second-hand"]
+"""Whether something was read in an author's own source."""
+
+
+class Part(BaseModel):
+    """A part of a study file: what it does not name is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Published(Part):
+    """A number that somebody printed: where, and whether it was read in an author's own source."""
+
+    value: float
+    source: str = ""
+    status: Status | None = None
+    note: str = ""
+
+
+class Claim(Part):
+    """That one row, or level of an axis, is better than another, in the study's metric or in one.
+
+    `says` is the claim in words, `source` where it was made.
+    """
+
+    better: str
+    than: str
+    metric: str | None = None
+    says: str = ""
+    source: str = ""
+    status: Status | None = None
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return "published" if isinstance(value, Published) else "number"
+    return "metrics" if any("/" in str(key) for key in value) else "published"
+
+
+Numbers: TypeAlias = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[Published, Tag("published")]
+    | Annotated[dict[str, float | Published], Field(min_length=1), Tag("metrics")],
+    Discriminator(_form),
+]
+"""A row's numbers: one of the study's metric, or several by metric (`stage/metric`)."""
+
+
+def by_metric(numbers: Numbers, metric: str) -> dict[str, Published]:
+    """Numbers by the metric that they are of; `metric` is the study's."""
+    named = numbers if isinstance(numbers, dict) else {metric: numbers}
+    return {
+        name: number if isinstance(number, Published) else Published(value=number)
+        for name, number in named.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A claim about two rows, by their labels."""
+
+    name: str
+    better: str
+    than: str
+    metric: str
+    claim: Claim
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two rows."""
+        return self.better, self.than
+
+
+def credits_of(
+    numbers: Mapping[str, Mapping[str, Published]], questions: Iterable[Question]
+) -> Iterator[str]:
+    """Sentences for readers: where numbers (by row and metric) and claims are from, each once."""
+    published = [(label, each) for label, row in numbers.items() for each in row.values()]
+    origins = (_from(each.source, each.status) for _, each in published if each.source)
+    if sources := dict.fromkeys(origins):
+        yield f"Published: {'; '.join(sources)}."
+    for label, note in dict.fromkeys((label, each.note) for label, each in published if each.note):
+        yield f"{label}, published: {note}."
+    for name, claim in {question.name: question.claim for question in questions}.items():
+        if claim.says or claim.source:
+            origin = _from(claim.source, claim.status)
+            yield f"Claim {name}: {': '.join(part for part in (origin, claim.says) if part)}."
+
+
+def _from(source: str, status: Status | None) -> str:
+    return f"{source} ({status})" if source and status else source or status or ""
+
+
+def row_pairs(axes: Sequence[Sequence[str]], better: str, than: str) -> Iterator[tuple[str, str]]:
+    """The rows that a claim is about, for axes of labels; none where its labels fit no two rows.
+
+    Levels of one axis are compared in every combination of the other axes.
+    """
+    rows = [" / ".join(labels) for labels in product(*axes)]
+    if better == than:
+        return
+    if better in rows and than in rows:
+        yield better, than
+        return
+    for at, levels in enumerate(axes):
+        if better in levels and than in levels:
+            for before in product(*axes[:at]):
+                for after in product(*axes[at + 1 :]):
+                    one, other = ((*before, name, *after) for name in (better, than))
+                    yield " / ".join(one), " / ".join(other)
+            return

@@ -1,0 +1,108 @@
+"""What a command line asks for: the place, its ledger, and its studies with their plans."""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ablation.cells import Standing
+from ablation.feasibility import Cache
+from ablation.include import Included, include
+from ablation.ledger import Ledger
+from ablation.plan import Plan, plan, sketch
+from ablation.problems import Problem, StudyError
+from ablation.profile import Profile, load_profile, parse_data
+from ablation.protocol import Trainer
+from ablation.study import AbsentError, Study, study_of
+from ablation.trainers import load_trainer
+
+__all__ = ["glimpse", "ledger_of", "planned", "planned_one", "profile_of"]
+
+
+def profile_of(options: argparse.Namespace) -> Profile:
+    """The profile, under the environment's and the flags' values.
+
+    Raises StudyError with every problem at its place.
+    """
+    on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
+    flags = {
+        "storage": options.storage,
+        "data": parse_data(options.data, source="--data"),
+        "workers": getattr(options, "workers", None),
+        "allow_download": options.allow_download or None,
+    }
+    return load_profile(on, environment=os.environ, flags=flags)
+
+
+def ledger_of(profile: Profile) -> Ledger:
+    """The profile's ledger, or the place for one.
+
+    Raises StorageError where it cannot be read.
+    """
+    ledger = Ledger.open(profile.storage)
+    ledger.check(empty=True)
+    return ledger
+
+
+def planned(included: Included, profile: Profile) -> list[tuple[Plan, Trainer]]:
+    """The plans of studies, each with its trainer.
+
+    Raises StudyError with the problems of all; AbsentError where only data are not at hand.
+    """
+    workers = profile.layout.least
+    problems, wrong = list(included.problems), bool(included.problems)
+    studies: list[Study] = []
+    cache: Cache = {}
+    for document in included.documents:
+        try:
+            studies.append(study_of(document, place=profile.place, workers=workers, cache=cache))
+        except AbsentError as error:
+            studies += error.studies
+            problems += error.problems
+        except StudyError as error:
+            wrong = True
+            problems += error.problems
+    twins = [*_twins(studies)]
+    if problems and not wrong and not twins:
+        raise AbsentError(studies, problems)
+    if problems or twins:
+        raise StudyError([*problems, *twins])
+    found = [(study, load_trainer(study.trainer)) for study in studies]
+    return [(plan(study, by, profile.place, workers=workers), by) for study, by in found]
+
+
+def _twins(studies: Sequence[Study]) -> Iterator[Problem]:
+    """A problem for each study that has an earlier one's name: the ledger keeps one of each."""
+    first: dict[str, Study] = {}
+    for study in studies:
+        if (twin := first.setdefault(study.name, study)) is not study:
+            sentence = f"name must differ from that of {twin.document.file}, got {study.name!r}."
+            yield study.document.problem(sentence, "name")
+
+
+def glimpse(
+    included: Included, profile: Profile
+) -> tuple[list[Plan], Mapping[str, Standing] | None, AbsentError | None]:
+    """The plans of studies and how their stages stand; or sketches, and which data are not at hand.
+
+    Raises StudyError where something else is wrong.
+    """
+    try:
+        plans = [found for found, _ in planned(included, profile)]
+    except AbsentError as error:
+        return [sketch(study, load_trainer(study.trainer)) for study in error.studies], None, error
+    digests = [digest for found in plans for digest in found.stages]
+    return plans, ledger_of(profile).standings(dict.fromkeys(digests)), None
+
+
+def planned_one(file: Path, profile: Profile) -> tuple[Plan, Trainer]:
+    """The plan of a file that is, or includes, one study.
+
+    Raises StudyError where it includes several.
+    """
+    plans = planned(include(file), profile)
+    if len(plans) > 1:
+        files = ", ".join(plan.study.document.file for plan, _ in plans)
+        sentence = f"this is asked of one study. Name the file of one: {files}."
+        raise StudyError([Problem(str(file), 0, sentence)])
+    return plans[0]
