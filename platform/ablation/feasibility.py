@@ -70,7 +70,9 @@ def find_fingerprints(
             if name in found or name in absent:
                 continue
             try:
-                found[name] = cache.get((trainer.name, name)) or trainer.fingerprint(name, place)
+                found[name] = cache.get((trainer.name, name)) or trainer.fingerprint(
+                    path, name, place
+                )
                 cache[trainer.name, name] = found[name]
             except (LookupError, ValueError, OSError) as error:
                 places = (locate(document, trail, path) for trail in step.trails)
@@ -111,7 +113,7 @@ def check_fits(
     *,
     fingerprints: Mapping[str, str],
 ) -> Iterator[Problem]:
-    """A problem for each reason for which an evaluation cannot run on what rows export.
+    """A problem for each reason for which a row cannot run, or an evaluation on what rows export.
 
     Only of configurations that are whole, and of which all that they read has a fingerprint.
     """
@@ -125,6 +127,9 @@ def check_fits(
     distinct: dict[tuple[str, str], Step] = {}
     for head in heads:
         distinct.setdefault((head.stage, canonical(head.config)), head)
+    for head in distinct.values():
+        if reason := trainer.fits(head.config, None, place):
+            yield document.problem(f"{head.label}: {reason}", *head.trails[-1])
     for step in (step for step in whole if kinds[step.stage] == "evaluate"):
         reasons: dict[str, list[str]] = {}
         for head in distinct.values():

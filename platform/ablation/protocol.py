@@ -126,8 +126,8 @@ class Trainer(Protocol):
         """
         ...
 
-    def fingerprint(self, name: str, place: Place, /) -> str:
-        """Digest of the content of what is called so, wherever it lies.
+    def fingerprint(self, path: str, name: str, place: Place, /) -> str:
+        """Digest of the content of what the setting at `path` calls so, wherever it lies.
 
         Raises LookupError, ValueError or OSError, with a sentence for people, where it is unknown,
         absent or unreadable.
@@ -135,10 +135,11 @@ class Trainer(Protocol):
         ...
 
     def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:
-        """Why an evaluation cannot run on what a `parent` exports; None where it can.
+        """Why a stage cannot run on what a `parent` exports; None where it can.
 
-        Both are valid configurations, the parent's of a train or reference stage, and all that
-        they read is at hand. The sentence begins with what must hold.
+        Both are valid configurations, the parent's of a train or reference stage (None where
+        `config` is of one), and all that they read is at hand. The sentence begins with what must
+        hold.
         """
         ...
 

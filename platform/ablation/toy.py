@@ -161,7 +161,7 @@ class ToyTrainer:
         """The file that a training names as its data."""
         return {"data": config.data} if isinstance(config, Toy) and config.data else {}
 
-    def fingerprint(self, name: str, place: Place, /) -> str:
+    def fingerprint(self, path: str, name: str, place: Place, /) -> str:
         """SHA-256 of a file.
 
         Raises LookupError where the place does not say where it is.

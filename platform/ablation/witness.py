@@ -93,9 +93,9 @@ class Witness:
         """The trainer's."""
         return self.trainer.reads(config)
 
-    def fingerprint(self, name: str, place: Place, /) -> str:
+    def fingerprint(self, path: str, name: str, place: Place, /) -> str:
         """The trainer's."""
-        return self.trainer.fingerprint(name, place)
+        return self.trainer.fingerprint(path, name, place)
 
     def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:
         """The trainer's."""

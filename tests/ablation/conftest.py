@@ -116,7 +116,7 @@ class Bakery:
     def reads(self, config: Any, /) -> Mapping[str, str]:
         return {}
 
-    def fingerprint(self, name: str, place: Place, /) -> str:
+    def fingerprint(self, path: str, name: str, place: Place, /) -> str:
         raise LookupError(name)
 
     def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:

@@ -127,11 +127,13 @@ class Twins:
         two = {"mask.prefer": "dogs"} if isinstance(config, Toy) and config.batch == 2 else {}
         return {**two, **self.toy.reads(config)}
 
-    def fingerprint(self, name: str, place: Place, /) -> str:
+    def fingerprint(self, path: str, name: str, place: Place, /) -> str:
         self.asked.append(name)
-        return self.toy.fingerprint(name, place)
+        return self.toy.fingerprint(path, name, place)
 
     def fits(self, config: Any, parent: Any, place: Place, /) -> str | None:
+        if parent is None:
+            return "rate must be below 9, got 9." if getattr(config, "rate", 0) == 9 else None
         self.paired.append((config, parent))
         if config.steps > parent.steps:
             return f"steps must be at most {parent.steps}, got {config.steps}."
@@ -151,7 +153,7 @@ def test_plan__fingerprints_are_asked_for_once_and_enter_the_identity(
     assert trainer.asked == ["cats"]
     assert before.cells[2].stages[0].config == Toy(steps=3, data="cats", batch=4)
     assert before.cells[2].stages[0].data == before.cells[0].stages[0].data is not None
-    assert before.cells[0].stages[0].data == trainer.fingerprint("cats", place)
+    assert before.cells[0].stages[0].data == trainer.fingerprint("data", "cats", place)
     assert before.cells[0].stages[1].data is None
     Path("cats").write_text("purr")
     after = plan(study, trainer, place)
@@ -167,7 +169,7 @@ def test_plan__what_reads_more_than_one_thing_holds_each_in_the_order_of_their_p
     trainer = Twins()
     study = load_twins(STUDY + "set: {data: cats, batch: 2}\n", trainer)
     held = {cell.stages[0].data for cell in plan(study, trainer, place).cells}
-    cats, dogs = (trainer.fingerprint(name, place) for name in ("cats", "dogs"))
+    cats, dogs = (trainer.fingerprint("data", name, place) for name in ("cats", "dogs"))
     assert held == {f"{cats} {dogs}"}
     with pytest.raises(StudyError) as caught:
         plan(study, trainer, Place(data={"cats": Path("cats")}))
@@ -195,6 +197,13 @@ def test_load__an_evaluation_that_does_not_fit_is_told_once_with_its_rows(read: 
     with pytest.raises(StudyError) as caught:
         plan(load_twins(UNFIT, trainer), trainer, Place())
     assert str(caught.value) == sentence
+
+
+def test_load__a_row_that_cannot_run_here_is_told_at_the_row(read: Reader) -> None:
+    text = STUDY.replace("trainer: toy", "trainer: twins")
+    with pytest.raises(StudyError) as caught:
+        load_twins(text.replace("rate: 0.2", "rate: 9"), Twins(), place=Place())
+    assert str(caught.value) == "x.yaml:11: b: rate must be below 9, got 9."
 
 
 def test_load__whether_an_evaluation_fits_is_asked_of_what_is_sound_and_at_hand(

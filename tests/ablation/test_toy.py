@@ -148,11 +148,11 @@ def test_toy__has_data_and_rules(tmp_path):
     assert trainer.reads(Toy()) == trainer.reads(ToyScore()) == {}
     assert trainer.reads(Toy(data="mine")) == {"data": "mine"}
     place = Place(data={"mine": file})
-    first = trainer.fingerprint("mine", place)
+    first = trainer.fingerprint("data", "mine", place)
     file.write_text("y")
-    assert first != trainer.fingerprint("mine", place)
+    assert first != trainer.fingerprint("data", "mine", place)
     with pytest.raises(LookupError, match="must say where 'mine' lies"):
-        trainer.fingerprint("mine", Place())
+        trainer.fingerprint("data", "mine", Place())
     assert trainer.check(Toy(batch=8), 4) is None
     assert trainer.check(ToyScore(), 3) is None
     assert trainer.check(Toy(batch=8), 3) == "batch must be divisible by 3 workers, got 8."

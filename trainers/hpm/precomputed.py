@@ -23,8 +23,8 @@ from torch.nn.functional import grid_sample
 
 from hpm.config import Pretrain
 from hpm.data.errors import UnreachableError
-from hpm.data.fingerprint import fingerprint
-from hpm.data.source import Source
+from hpm.data.fingerprint import file_digest, fingerprint
+from hpm.data.source import Source, open_source
 from hpm.data.views import normalize
 from hpm.distributed import this_worker
 from hpm.frozen import FrozenTeacher
@@ -49,8 +49,8 @@ class Precomputed:
     """Patches of one row of a view."""
 
     @classmethod
-    def open(cls, config: Pretrain, teacher: FrozenTeacher, source: Source, place: Place) -> Self:
-        """The features of this split by this teacher; none need be there yet.
+    def open(cls, config: Pretrain, teacher: FrozenTeacher, place: Place) -> Self:
+        """The features of a run's training split by its teacher; none need be there yet.
 
         They lie in `hpm/features/` of the user's cache folder (XDG_CACHE_HOME, or ~/.cache).
 
@@ -58,12 +58,12 @@ class Precomputed:
             UnreachableError: the disk has no room for them.
         """
         assert config.target.teacher is not None
-        with find_weights(config.target.teacher, place).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = file_digest(find_weights(config.target.teacher, place))
         data = fingerprint(config.data.name, place.data)
         what = json.dumps([asdict(config.target), config.precision, config.side, weights, data])
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = cache / "hpm" / "features" / hashlib.sha256(what.encode()).hexdigest()[:20]
+        source = open_source(config.data.name, "train", place.data)
         features = cls(teacher=teacher, source=source, folder=folder, side=config.side)
         features._require_room()
         return features

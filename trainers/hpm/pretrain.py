@@ -62,7 +62,7 @@ def run(
     epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
     total = config.epochs * epoch_steps
 
-    target = build_target(config, source, place)
+    target = build_target(config, place)
     for _ in target.prepare():
         if should_stop():
             return None

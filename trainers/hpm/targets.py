@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hpm.config import Pretrain
-from hpm.data.source import Source
 from hpm.frozen import FrozenTeacher, load_codebook
 from hpm.hog import hog
 from hpm.losses import feature_loss, reconstruction_loss, token_loss
@@ -65,8 +64,8 @@ class Target:
     """Does what must be done before training, with a pause before each part of it."""
 
 
-def build_target(config: Pretrain, source: Source, place: Place) -> Target:
-    """The target of a run on a training split, with what is frozen on the worker's device.
+def build_target(config: Pretrain, place: Place) -> Target:
+    """The target of a run, with what is frozen on the worker's device.
 
     Raises:
         DataError: weights or a codebook are absent or not what they should be.
@@ -88,12 +87,12 @@ def build_target(config: Pretrain, source: Source, place: Place) -> Target:
         case "ema":
             return Target(outputs=config.encoder.width, values=_own, loss=feature_loss)
         case "teacher":
-            features, width, prepare = _frozen(config, source, place)
+            features, width, prepare = _frozen(config, place)
             return Target(outputs=width, values=features, loss=feature_loss, prepare=prepare)
         case "tokens":
             features, width, prepare = partial(_normalized, patch), 3 * patch**2, _nothing
             if settings.teacher is not None:
-                features, width, prepare = _frozen(config, source, place)
+                features, width, prepare = _frozen(config, place)
             codebook_KD = load_codebook(config, place, width=width)
             return Target(
                 outputs=len(codebook_KD),
@@ -118,11 +117,11 @@ def _own(seen: Seen) -> Tensor:
     return seen.own_BND
 
 
-def _frozen(config: Pretrain, source: Source, place: Place) -> _Frozen:
+def _frozen(config: Pretrain, place: Place) -> _Frozen:
     teacher = FrozenTeacher.load(config, place)
     if not config.target.precompute:
         return lambda seen: teacher.features(seen.images_BCHW), teacher.width, _nothing
-    kept = Precomputed.open(config, teacher, source, place)
+    kept = Precomputed.open(config, teacher, place)
 
     def features(seen: Seen) -> Tensor:
         if seen.origin is None:

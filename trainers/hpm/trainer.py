@@ -5,13 +5,15 @@ is read and planned in a moment; a stage loads its own module when it runs.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias, final
 
 from hpm import config
-from hpm.data.fingerprint import fingerprint
+from hpm.data.errors import DataError
+from hpm.data.fingerprint import file_digest, fingerprint
 from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
+from hpm.hub import find_file, find_weights
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
 
@@ -87,19 +89,41 @@ class HpmTrainer:
         return _METRICS
 
     def reads(self, settings: Any, /) -> Mapping[str, str]:
-        """The data set that a stage names; nothing where it takes its parent's."""
-        return {} if settings.data is None else {"data.name": settings.data.name}
+        """The data set, weights and codebook that a stage names itself."""
+        names: dict[str, str | None] = {}
+        if settings.data is not None:
+            names["data.name"] = settings.data.name
+        match settings:
+            case config.Pretrain(target=target):
+                names |= {"target.teacher": target.teacher, "target.codebook": target.codebook}
+            case Checkpoint(weights=weights):
+                names["weights"] = weights
+        return {path: name for path, name in names.items() if name is not None}
 
-    def fingerprint(self, name: str, place: Place, /) -> str:
-        """Digest of a data set.
+    def fingerprint(self, path: str, name: str, place: Place, /) -> str:
+        """Digest of a data set, or of a file of weights.
 
         Raises:
-            DataError: the data set is unknown, absent or unreadable.
+            DataError: it is unknown, absent or unreadable.
         """
-        return fingerprint(name, place.data)
+        match path:
+            case "data.name":
+                return fingerprint(name, place.data)
+            case "target.teacher":
+                return file_digest(find_weights(name, place))
+            case _:
+                return file_digest(find_file(name, place))
 
     def fits(self, settings: Any, parent: Any, place: Place, /) -> str | None:
-        """Why an evaluation cannot run on what a stage of `parent` exports; None where it can."""
+        """Why a stage cannot run on what a stage of `parent` exports; None where it can."""
+        try:
+            match settings:
+                case config.Pretrain(target=config.Target(kind="teacher" | "tokens")):
+                    _try_target(settings, place)
+                case Checkpoint():
+                    _try_checkpoint(settings, place)
+        except DataError as error:
+            return str(error)
         return None
 
     def check(self, settings: Any, workers: int, /) -> str | None:
@@ -121,6 +145,18 @@ class HpmTrainer:
 
 
 # The one place where imports belong into functions: a plan needs these stages, but no torch.
+def _try_target(settings: config.Pretrain, place: Place) -> None:
+    from hpm.targets import build_target
+
+    build_target(replace(settings, target=replace(settings.target, precompute=False)), place)
+
+
+def _try_checkpoint(settings: Checkpoint, place: Place) -> None:
+    from hpm.evaluate.references import read_checkpoint
+
+    read_checkpoint(settings, place)
+
+
 def _load_pretrain() -> _Run:
     from hpm.pretrain import run
 

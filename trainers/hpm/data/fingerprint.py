@@ -15,7 +15,7 @@ from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
 from hpm.data.layout import Embedded, Folders, ImageFile, Tables, image_files, locate
 
-__all__ = ["fingerprint"]
+__all__ = ["file_digest", "fingerprint"]
 
 _MIB = 1 << 20
 _HASHED_BYTES = 512 * _MIB
@@ -67,7 +67,7 @@ def _list_folders(*splits: Path) -> list[list[tuple[str, int | str]]]:
     whole = sum(sizes) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
 
     def identify(split: Path, file: ImageFile) -> tuple[str, int | str]:
-        return file.path, _hash(split / file.path) if whole else file.num_bytes
+        return file.path, file_digest(split / file.path) if whole else file.num_bytes
 
     return [
         [identify(split, file) for file in found]
@@ -75,7 +75,12 @@ def _list_folders(*splits: Path) -> list[list[tuple[str, int | str]]]:
     ]
 
 
-def _hash(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        UnreachableError: the system refuses to read it.
+    """
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,5 +103,5 @@ def _outline(path: Path, whole: bool) -> tuple[str, int, str]:
         last = file.read()
     if not (first.startswith(_MAGIC) and last.endswith(_MAGIC) and num_bytes >= 12):
         raise DataError(f"{path} must be a whole Parquet file, got another kind or a part of one.")
-    digest = _hash(path) if whole else hashlib.sha256(first + last).hexdigest()
+    digest = file_digest(path) if whole else hashlib.sha256(first + last).hexdigest()
     return path.name, num_bytes, digest

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hpm.data.errors import UnreachableError
 from hpm.determinism import settle
 from hpm.evaluate.config import Checkpoint, Pixels, Random
 from hpm.evaluate.features import export_pixels
+from hpm.hub import find_file
 from hpm.model import VisionTransformer, initialize
 from hpm.official import read_encoder
 from hpm.progress import Place, Progress, Result, StageRun
@@ -79,14 +79,8 @@ def read_checkpoint(config: Checkpoint, place: Place) -> dict[str, Tensor]:
     Raises:
         DataError: its file is not at hand, or not of an encoder as configured.
     """
-    name = config.weights
-    if name not in place.data:
-        raise UnreachableError(
-            f"Weights {name!r} are not at hand. Say where they lie: --data {name}=FILE, "
-            "or under data: in a profile."
-        )
-    size = config.data.image_size
-    return read_encoder(place.data[name], config.encoder, image_size=size, role=config.role)
+    path, size = find_file(config.weights, place), config.data.image_size
+    return read_encoder(path, config.encoder, image_size=size, role=config.role)
 
 
 def run_pixels(
