@@ -122,10 +122,10 @@ def row_pairs(axes: Sequence[Sequence[str]], better: str, than: str) -> Iterator
     if better in rows and than in rows:
         yield better, than
         return
-    for at, levels in enumerate(axes):
-        if better in levels and than in levels:
-            for before in product(*axes[:at]):
-                for after in product(*axes[at + 1 :]):
-                    one, other = ((*before, name, *after) for name in (better, than))
-                    yield " / ".join(one), " / ".join(other)
-            return
+    holding = [at for at, levels in enumerate(axes) if better in levels and than in levels]
+    if len(holding) == 1:
+        (at,) = holding
+        for before in product(*axes[:at]):
+            for after in product(*axes[at + 1 :]):
+                one, other = ((*before, name, *after) for name in (better, than))
+                yield " / ".join(one), " / ".join(other)
