@@ -147,6 +147,22 @@ def s3(folder: Path, monkeypatch) -> Iterator[str]:
         yield s3_uri(server, "toys")
 
 
+def test_run__of_a_file_that_includes_studies_trains_what_they_share_once(folder):
+    other = STUDY.replace("name: small", "name: other").replace("[0, 0.5]}", "0.5}")
+    (folder / "other.yaml").write_text(other)
+    (folder / "all.yaml").write_text("name: all\ninclude: [small.yaml, other.yaml]\n")
+    command = [sys.executable, "-m", "ablation", "run", "all.yaml", "--storage", "results"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=1200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ledger = Ledger.open(folder / "results")
+    stages = [path.name for path in (folder / "results" / "stages").iterdir()]
+    assert len(stages) == 3 * 3 + 3, "the second study adds one row"
+    assert {len(tries) for tries in ledger.tries(stages).values()} == {1}
+    assert ledger.studies() == ["other", "small"]
+
+
 def _verify(folder: Path, storage: str, study: str, cell: str, *flags: str) -> str:
     """What is said of a cell that resumes to the same bits."""
 

@@ -102,9 +102,8 @@ def credits_of(
     for label, note in dict.fromkeys((label, each.note) for label, each in published if each.note):
         yield f"{label}, published: {note}."
     for name, claim in {question.name: question.claim for question in questions}.items():
-        if claim.says or claim.source:
-            origin = _from(claim.source, claim.status)
-            yield f"Claim {name}: {': '.join(part for part in (origin, claim.says) if part)}."
+        if said := [part for part in (_from(claim.source, claim.status), claim.says) if part]:
+            yield f"Claim {name}: {': '.join(said)}."
 
 
 def _from(source: str, status: Status | None) -> str:
@@ -122,10 +121,10 @@ def row_pairs(axes: Sequence[Sequence[str]], better: str, than: str) -> Iterator
     if better in rows and than in rows:
         yield better, than
         return
-    for at, levels in enumerate(axes):
-        if better in levels and than in levels:
-            for before in product(*axes[:at]):
-                for after in product(*axes[at + 1 :]):
-                    one, other = ((*before, name, *after) for name in (better, than))
-                    yield " / ".join(one), " / ".join(other)
-            return
+    holding = [at for at, levels in enumerate(axes) if better in levels and than in levels]
+    if len(holding) == 1:
+        (at,) = holding
+        for before in product(*axes[:at]):
+            for after in product(*axes[at + 1 :]):
+                one, other = ((*before, name, *after) for name in (better, than))
+                yield " / ".join(one), " / ".join(other)

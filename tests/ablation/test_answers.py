@@ -106,6 +106,7 @@ def test_further_seeds__is_the_least_number_that_decides() -> None:
         ([["a", "b"], ["x", "y"]], "a / y", "b / x", [("a / y", "b / x")]),
         ([["a", "b"], ["x", "y"]], "a", "x", []),
         ([["a", "b"], ["x", "y"]], "a / y", "b", []),
+        ([["a", "b"], ["b", "a"]], "a", "b", []),
         (
             [["a", "b"], ["x"], ["p", "q"]],
             "q",
