@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize as unit
 
+from hpm.codebook import fit_entries, make_codebook
 from hpm.config import Decoder, Mask, Predictor, Pretrain, Target
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.source import open_source
@@ -336,3 +337,29 @@ def test_tokens__refuse_a_codebook_of_another_width(
     config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
     with pytest.raises(DataError, match=r"K rows of 48 values, got \(4, 7\)"):
         build_target(config, place)
+
+
+def test_codebook__entries_gather_what_is_alike() -> None:
+    draws = torch.Generator().manual_seed(0)
+    middles = torch.nn.functional.normalize(torch.randn(5, 8, generator=draws), dim=-1)
+    features = middles.repeat(40, 1) + 0.05 * torch.randn(200, 8, generator=draws)
+    entries = fit_entries(features, 5)
+    assert (entries @ middles.T).amax(dim=0).min() > 0.95 or len(entries.unique(dim=0)) == 5
+    torch.testing.assert_close(entries.norm(dim=1), torch.ones(5))
+    assert fit_entries(features, 5).equal(entries)
+    with pytest.raises(ValueError, match="201 entries needs as many patches, got 200"):
+        fit_entries(features, 201)
+
+
+def test_codebook__can_be_made_and_trained_with(
+    aligned: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    tokens = replace(aligned.target, kind="tokens", codebook="codes")
+    config = replace(aligned, target=tokens, data=replace(aligned.data, image_size=32))
+    make_codebook(config, tiny_place, tmp_path / "codes", entries=20, images=16)
+    place = replace(tiny_place, data={**tiny_place.data, "codes": tmp_path / "codes"})
+    target = build_target(config, place)
+    found = target.values(Seen(_images(4, 32)))
+    assert target.outputs == 20
+    assert found.shape == (4, 64)
+    assert len(found.unique()) > 1

@@ -39,6 +39,8 @@ class Purpose(IntEnum):
     """Regions of one image that a detector learns from in one epoch."""
     WATCH = 11
     """Masks under which training is looked at."""
+    CODEBOOK = 12
+    """Where the entries of a codebook begin."""
 
 
 def generator(

@@ -19,7 +19,7 @@ from hpm.patches import normalize_patches, patchify
 from hpm.precomputed import Precomputed
 from hpm.progress import Place
 
-__all__ = ["Origin", "Seen", "Target", "build_target"]
+__all__ = ["Features", "Origin", "Seen", "Target", "build_features", "build_target"]
 
 
 class Origin(NamedTuple):
@@ -44,8 +44,8 @@ def _nothing() -> Iterator[None]:
     yield from ()
 
 
-_Frozen: TypeAlias = tuple[Callable[[Seen], Tensor], int, Callable[[], Iterator[None]]]
-"""Features of a teacher, how many, and what must be done first."""
+Features: TypeAlias = tuple[Callable[[Seen], Tensor], int, Callable[[], Iterator[None]]]
+"""Features [B, N, D] of every patch, D, and what must be done first."""
 
 
 @final
@@ -87,12 +87,10 @@ def build_target(config: Pretrain, place: Place) -> Target:
         case "ema":
             return Target(outputs=config.encoder.width, values=_own, loss=feature_loss)
         case "teacher":
-            features, width, prepare = _frozen(config, place)
+            features, width, prepare = build_features(config, place)
             return Target(outputs=width, values=features, loss=feature_loss, prepare=prepare)
         case "tokens":
-            features, width, prepare = partial(_normalized, patch), 3 * patch**2, _nothing
-            if settings.teacher is not None:
-                features, width, prepare = _frozen(config, place)
+            features, width, prepare = build_features(config, place)
             codebook_KD = load_codebook(config, place, width=width)
             return Target(
                 outputs=len(codebook_KD),
@@ -117,7 +115,15 @@ def _own(seen: Seen) -> Tensor:
     return seen.own_BND
 
 
-def _frozen(config: Pretrain, place: Place) -> _Frozen:
+def build_features(config: Pretrain, place: Place) -> Features:
+    """The features that a target of kind `teacher` or `tokens` is made of.
+
+    Raises:
+        DataError: the teacher's weights are not at hand or not its own, or do not fit the patches.
+    """
+    if config.target.teacher is None:
+        patch = config.encoder.patch_size
+        return partial(_normalized, patch), 3 * patch**2, _nothing
     teacher = FrozenTeacher.load(config, place)
     if not config.target.precompute:
         return lambda seen: teacher.features(seen.images_BCHW), teacher.width, _nothing
