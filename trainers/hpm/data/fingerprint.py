@@ -13,9 +13,20 @@ from typing import assert_never
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
-from hpm.data.layout import Embedded, Folders, ImageFile, Tables, image_files, locate
+from hpm.data.layout import (
+    Embedded,
+    Folders,
+    ImageFile,
+    Maps,
+    Tables,
+    image_files,
+    locate,
+    map_files,
+    no_labels,
+)
+from hpm.data.maps import Classes, glance, open_maps
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "map_fingerprint"]
 
 _MIB = 1 << 20
 _HASHED_BYTES = 512 * _MIB
@@ -51,8 +62,36 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
                 return _digest("folders", *_list_folders(train, val))
             case Tables() as tables:
                 return _digest("parquet", *_list_tables(tables))
+            case Maps(root):
+                raise DataError(no_labels(name, root))
             case other:
                 assert_never(other)
+
+
+def map_fingerprint(name: str, roots: Mapping[str, Path], said: Classes) -> str:
+    """SHA-256 over both splits of a data set whose pixels have classes, as `fingerprint` does it.
+
+    Annotations count as the images do. What is plainly wrong is reported now: besides what cannot
+    be read, an image without annotation, and sizes and values of 16 annotations of each split.
+
+    Raises:
+        DataError: the data set is unknown, absent, without annotations, or has wrong ones.
+    """
+    with reading(roots.get(name, name)):
+        match locate(name, roots):
+            case Embedded():
+                return fingerprint(name, roots)
+            case Maps(root):
+                listed = _list_maps(root)
+            case Tables() as tables:
+                listed = _outlines(tables)
+            case Folders():
+                listed = []
+            case other:
+                assert_never(other)
+    for split in ("train", "val"):
+        glance(open_maps(name, split, roots, said))
+    return _digest("maps", *listed)
 
 
 def _digest(*content: object) -> str:
@@ -84,10 +123,27 @@ def _list_tables(tables: Tables) -> list[object]:
     # pyarrow is needed by Parquet sets alone; planning another need not wait for its import.
     from hpm.data.parquet import labels_digest
 
+    return [*_outlines(tables), labels_digest(tables)]
+
+
+def _list_maps(root: Path) -> list[object]:
+    splits = [map_files(root, split) for split in ("train", "val")]
+    files = [file for split in splits for file in split]
+    for paths in ([file.image for file in files], [file.annotation for file in files]):
+        require_readable([root / path for path in paths])
+    size = sum(file.image_bytes + file.annotation_bytes for file in files)
+    if size > _HASHED_BYTES or 2 * len(files) > _HASHED_FILES:
+        return [splits]
+    return [
+        [(file.image, _hash(root / file.image), _hash(root / file.annotation)) for file in split]
+        for split in splits
+    ]
+
+
+def _outlines(tables: Tables) -> list[object]:
     splits = (tables.train, tables.val)
     whole = sum(path.stat().st_size for split in splits for path in split) <= _HASHED_BYTES
-    outlines = [[_outline(path, whole) for path in split] for split in splits]
-    return [*outlines, labels_digest(tables)]
+    return [[_outline(path, whole) for path in split] for split in splits]
 
 
 def _outline(path: Path, whole: bool) -> tuple[str, int, str]:
