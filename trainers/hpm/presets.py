@@ -19,6 +19,8 @@ _VIT_BASE_200: Final[Preset] = {
     "pixels": {"data": {"image_size": 32}},
     "knn": {},
     "linear": {},
+    # README.md's link: mmsegmentation, configs/mae, UPerNet with ViT-B on ADE20K.
+    "segment": {"data": {"name": "ade20k"}, "layers": (4, 6, 8, 12)},
 }
 
 # pretrain_base.sh: as above, but one pass a step, 256 in all.
@@ -33,6 +35,8 @@ _VIT_LARGE_800: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {"epochs": 800, "optim": {"batch_size": 256}, "encoder": _LARGE},
     "random": {"encoder": _LARGE},
+    # The link has no ViT-L: blocks as mmsegmentation's BEiT has them, the rest is ViT-B's (ours).
+    "segment": {"data": {"name": "ade20k"}, "layers": (8, 12, 16, 24)},
 }
 
 # Ours, for one core and about a minute: with batches of 16, two epochs of 8,000 images still make
@@ -48,7 +52,7 @@ _VIT_PICO: Final[Preset] = {
         "target": {"kind": "normalized-pixels"},
         "ema": {"start": 0.99, "end": 0.99, "ramp_epochs": 0},
         "optim": {"base_lr": 0.024, "batch_size": 16, "warmup_epochs": 0.2},
-        "epochs": 2,
+        "epochs": 3,
         "precision": "float32",
     },
     "random": {"data": _FASHION, "encoder": _PICO},
@@ -61,6 +65,25 @@ _VIT_PICO: Final[Preset] = {
         "warmup_epochs": 5,
         "base_lr": 0.1,
         "batch_size": 256,
+    },
+    # Backgrounds and garments: 11 classes on the tokens of the frozen encoder.
+    "segment": {
+        "frozen": True,
+        "head": "linear",
+        "drop_path": 0.0,
+        "short_side": None,
+        "crop": 32,
+        "stride": 32,
+        "scale": (1.0, 1.5),
+        "crop_share": 1.0,
+        "distort": False,
+        "optim": {
+            "epochs": 3,
+            "warmup_epochs": 0.2,
+            "base_lr": 0.25,
+            "batch_size": 16,
+            "precision": "float32",
+        },
     },
 }
 

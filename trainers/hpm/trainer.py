@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias, final
 
 from hpm import config
-from hpm.data.fingerprint import fingerprint
+from hpm.data.fingerprint import fingerprint, map_fingerprint
 from hpm.evaluate.config import Knn, Linear, Pixels, Random
+from hpm.evaluate.recipe import Recipe
+from hpm.evaluate.segment.config import MapData, Segment
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
 
@@ -92,6 +94,8 @@ class HpmTrainer:
         Raises:
             DataError: the data set is unknown, absent or unreadable.
         """
+        if isinstance(settings, Segment) and isinstance(settings.data, MapData):
+            return map_fingerprint(settings.data.name, data, settings.data.said)
         return None if settings.data is None else fingerprint(settings.data.name, data)
 
     def check(self, settings: Any, workers: int, /) -> str | None:
@@ -108,6 +112,13 @@ class HpmTrainer:
                 return (
                     f"batch_size must be divisible by {workers} workers, got {size}. "
                     "Change one of the two."
+                )
+            case Segment(optim=Recipe(batch_size=size, accumulate=parts)) if (
+                size % (workers * parts) != 0
+            ):
+                return (
+                    f"optim.batch_size must be divisible by {workers} workers times "
+                    f"optim.accumulate={parts}, got {size}. Change one of the three."
                 )
         return None
 
@@ -143,12 +154,19 @@ def _load_linear() -> _Run:
     return run
 
 
+def _load_segment() -> _Run:
+    from hpm.evaluate.segment.run import run
+
+    return run
+
+
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
     "pixels": HpmStage(kind="reference", config_type=Pixels, load=_load_pixels),
     "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
+    "segment": HpmStage(kind="evaluate", config_type=Segment, load=_load_segment),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {
@@ -159,6 +177,8 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "knn/top5": "higher",
     "linear/top1": "higher",
     "linear/top5": "higher",
+    "segment/miou": "higher",
+    "segment/pixel_accuracy": "higher",
 }
 
 TRAINER: Final = HpmTrainer()

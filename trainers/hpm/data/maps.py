@@ -125,11 +125,13 @@ def open_maps(
                 from hpm.data.map_tables import open_map_tables
 
                 rows = open_map_tables(tables, split)
-                return _source(rows, rows.names or None, 255 if rows.void is None else rows.void, said)
+                return _source(
+                    rows, rows.names or None, 255 if rows.void is None else rows.void, said
+                )
             case Folders(train=train):
                 raise DataError(
-                    f"Data set {name!r} must have a class for each pixel, but {train} holds a class "
-                    "for each image. Segmentation needs images/training, images/validation, "
+                    f"Data set {name!r} must have a class for each pixel, but {train} holds a "
+                    "class for each image. Segmentation needs images/training, images/validation, "
                     "annotations/training and annotations/validation, or Parquet files with the "
                     "columns image and annotation; name another data set in data.name of this "
                     "evaluation."

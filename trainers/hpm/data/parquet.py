@@ -76,10 +76,7 @@ class Rows:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         row = index - int(self.starts[number])
         file, group = self.groups[number]
-        if self.held:
-            found = _HOLD[column](self.held)[number]
-        else:
-            found = _recent(file, group, column)
+        found = _HOLD[column](self.held)[number] if self.held else _recent(file, group, column)
         return found[row].as_py() or b"", f"Row {row} of row group {group} in {file.path}"
 
     def hold(self, column: str = "image") -> None:
