@@ -52,7 +52,7 @@ _VIT_PICO: Final[Preset] = {
         "target": {"kind": "normalized-pixels"},
         "ema": {"start": 0.99, "end": 0.99, "ramp_epochs": 0},
         "optim": {"base_lr": 0.024, "batch_size": 16, "warmup_epochs": 0.2},
-        "epochs": 3,
+        "epochs": 2,
         "precision": "float32",
     },
     "random": {"data": _FASHION, "encoder": _PICO},
