@@ -13,6 +13,8 @@ from hpm.config import Data, Optim, Pretrain, Target
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import fingerprint
 from hpm.evaluate.config import Checkpoint, EvalData, Knn, Linear, Pixels, Random
+from hpm.evaluate.recipe import Recipe
+from hpm.evaluate.segment.config import Segment
 from hpm.progress import Place
 from hpm.trainer import TRAINER
 
@@ -74,6 +76,7 @@ def test_trainer__has_one_training_stage() -> None:
         "pixels": "reference",
         "knn": "evaluate",
         "linear": "evaluate",
+        "segment": "evaluate",
     }
 
 
@@ -148,6 +151,14 @@ def test_check__lets_a_probe_with_kept_features_run_anywhere() -> None:
     problem = TRAINER.check(Linear(batch_size=10), 3)
     assert problem is not None
     assert "divisible by 3 workers, got 10" in problem
+
+
+def test_check__wants_equal_shares_of_a_segmentation_step() -> None:
+    config = Segment(optim=Recipe(batch_size=12, accumulate=2))
+    assert [TRAINER.check(config, workers) for workers in (1, 2, 6)] == [None] * 3
+    problem = TRAINER.check(config, 4)
+    assert problem is not None
+    assert "divisible by 4 workers times optim.accumulate=2, got 12" in problem
 
 
 def test_trainer__loads_no_torch() -> None:

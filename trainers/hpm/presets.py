@@ -21,6 +21,8 @@ _VIT_BASE_200: Final[Preset] = {
     "pixels": {"data": {"image_size": 32}},
     "knn": {},
     "linear": {},
+    # README.md's link: mmsegmentation, configs/mae, UPerNet with ViT-B on ADE20K.
+    "segment": {"data": {"name": "ade20k"}, "layers": (4, 6, 8, 12)},
 }
 
 # pretrain_base.sh: as above, but one pass a step, 256 in all.
@@ -34,6 +36,8 @@ _LARGE: Final = {"width": 1024, "depth": 24, "heads": 16}
 _VIT_LARGE_800: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {"epochs": 800, "optim": {"batch_size": 256}, "encoder": _LARGE},
+    # The link has no ViT-L: blocks as mmsegmentation's BEiT has them, the rest is ViT-B's (ours).
+    "segment": {"data": {"name": "ade20k"}, "layers": (8, 12, 16, 24)},
 }
 
 # microsoft/SimMIM, configs/vit_base__800ep: learning rate 1e-4 for a batch of 512, and its data
@@ -120,6 +124,25 @@ _VIT_PICO: Final[Preset] = {
         "warmup_epochs": 5,
         "base_lr": 0.1,
         "batch_size": 256,
+    },
+    # Backgrounds and garments: 11 classes on the tokens of the frozen encoder.
+    "segment": {
+        "frozen": True,
+        "head": "linear",
+        "drop_path": 0.0,
+        "short_side": None,
+        "crop": 32,
+        "stride": 32,
+        "scale": (1.0, 1.5),
+        "crop_share": 1.0,
+        "distort": False,
+        "optim": {
+            "epochs": 3,
+            "warmup_epochs": 0.2,
+            "base_lr": 0.25,
+            "batch_size": 16,
+            "precision": "float32",
+        },
     },
 }
 

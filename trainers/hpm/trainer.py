@@ -12,10 +12,15 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, final
 from hpm import config
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import file_digest, fingerprint
+from hpm.data.maps import Classes
+from hpm.data.serving import require_labels, require_maps
 from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
+from hpm.evaluate.recipe import Recipe
+from hpm.evaluate.segment.config import Segment
 from hpm.hub import find_file, find_weights
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
+from hpm.rules import ConfigError
 
 __all__ = ["TRAINER", "HpmStage", "HpmTrainer"]
 
@@ -117,12 +122,8 @@ class HpmTrainer:
     def fits(self, settings: Any, parent: Any, place: Place, /) -> str | None:
         """Why a stage cannot run on what a stage of `parent` exports; None where it can."""
         try:
-            match settings:
-                case config.Pretrain(target=config.Target(kind="teacher" | "tokens")):
-                    _try_target(settings, place)
-                case Checkpoint():
-                    _try_checkpoint(settings, place)
-        except DataError as error:
+            _try(settings, parent, place)
+        except (DataError, ConfigError) as error:
             return str(error)
         return None
 
@@ -141,7 +142,38 @@ class HpmTrainer:
                     f"batch_size must be divisible by {workers} workers, got {size}. "
                     "Change one of the two."
                 )
+            case Segment(optim=Recipe(batch_size=size, accumulate=parts)) if (
+                size % (workers * parts) != 0
+            ):
+                return (
+                    f"optim.batch_size must be divisible by {workers} workers times "
+                    f"optim.accumulate={parts}, got {size}. Change one of the three."
+                )
         return None
+
+
+def _try(settings: Any, parent: Any, place: Place) -> None:
+    """See that a stage finds what it needs in its data set, its weights and its parent."""
+    name = (settings.data or parent.data).name
+    match settings:
+        case Segment(data=data):
+            if isinstance(parent, Pixels):
+                raise DataError(_NO_ENCODER.format(stage="segment"))
+            settings.require(parent.encoder)
+            require_maps(name, place.data, Classes() if data is None else data.said)
+            return
+        case config.Pretrain(target=config.Target(kind="teacher" | "tokens")):
+            _try_target(settings, place)
+        case Checkpoint():
+            _try_checkpoint(settings, place)
+    if not isinstance(settings, Checkpoint | Random | Pixels):
+        require_labels(name, place.data)
+
+
+_NO_ENCODER = (
+    "{stage} needs an encoder, but the pixels reference has none. Leave pixels out of the study's "
+    "references, or {stage} out of its evaluations."
+)
 
 
 # The one place where imports belong into functions: a plan needs these stages, but no torch.
@@ -193,6 +225,12 @@ def _load_linear() -> _Run:
     return run
 
 
+def _load_segment() -> _Run:
+    from hpm.evaluate.segment.run import run
+
+    return run
+
+
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
@@ -200,6 +238,7 @@ _STAGES: Final = {
     "pixels": HpmStage(kind="reference", config_type=Pixels, load=_load_pixels),
     "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
+    "segment": HpmStage(kind="evaluate", config_type=Segment, load=_load_segment),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {
@@ -213,6 +252,8 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "knn/top5": "higher",
     "linear/top1": "higher",
     "linear/top5": "higher",
+    "segment/miou": "higher",
+    "segment/pixel_accuracy": "higher",
 }
 
 TRAINER: Final = HpmTrainer()

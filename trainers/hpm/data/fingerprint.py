@@ -13,7 +13,16 @@ from typing import assert_never
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
-from hpm.data.layout import Embedded, Folders, ImageFile, Tables, image_files, locate
+from hpm.data.layout import (
+    Embedded,
+    Folders,
+    ImageFile,
+    Maps,
+    Tables,
+    image_files,
+    locate,
+    map_files,
+)
 
 __all__ = ["file_digest", "fingerprint"]
 
@@ -27,7 +36,8 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
     """SHA-256 over both splits of a data set; the same content elsewhere has the same one.
 
     It covers, of FashionScenes, the digests of its source files and rendered images; of folders,
-    every image's relative path and content; of Parquet files, their names and content.
+    every image's relative path and content, and every annotation's; of Parquet files, their names
+    and content.
 
     Of sets of more than 512 MiB (of folders: or 100,000 images) the content is not read in full.
     Folders then count by every image's path and size; Parquet files by their labels, sizes and
@@ -35,7 +45,8 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
     same.
 
     What is plainly unreadable is reported now, before anything runs: see `require_readable` for
-    images; Parquet files must have the columns, labels and classes that `open_parquet` asks for.
+    images; an image without its annotation; Parquet files with labels, but without the columns and
+    classes that `open_parquet` asks for. `hpm.data.serving` says whether a data set serves a stage.
 
     Raises:
         DataError: the data set is unknown, absent, laid out otherwise, or has unreadable files.
@@ -51,6 +62,8 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
                 return _digest("folders", *_list_folders(train, val))
             case Tables() as tables:
                 return _digest("parquet", *_list_tables(tables))
+            case Maps(root):
+                return _digest("maps", *_list_maps(root))
             case other:
                 assert_never(other)
 
@@ -87,12 +100,33 @@ def file_digest(path: Path) -> str:
 
 def _list_tables(tables: Tables) -> list[object]:
     # pyarrow is needed by Parquet sets alone; planning another need not wait for its import.
-    from hpm.data.parquet import labels_digest
+    from hpm.data.parquet import has_maps, labels_digest
 
+    outlines = _outlines(tables)
+    return outlines if has_maps(tables) else [*outlines, labels_digest(tables)]
+
+
+def _list_maps(root: Path) -> list[object]:
+    splits = [map_files(root, split) for split in ("train", "val")]
+    files = [file for split in splits for file in split]
+    for paths in ([file.image for file in files], [file.annotation for file in files]):
+        require_readable([root / path for path in paths])
+    size = sum(file.image_bytes + file.annotation_bytes for file in files)
+    if size > _HASHED_BYTES or 2 * len(files) > _HASHED_FILES:
+        return [splits]
+    return [
+        [
+            (file.image, file_digest(root / file.image), file_digest(root / file.annotation))
+            for file in split
+        ]
+        for split in splits
+    ]
+
+
+def _outlines(tables: Tables) -> list[object]:
     splits = (tables.train, tables.val)
     whole = sum(path.stat().st_size for split in splits for path in split) <= _HASHED_BYTES
-    outlines = [[_outline(path, whole) for path in split] for split in splits]
-    return [*outlines, labels_digest(tables)]
+    return [[_outline(path, whole) for path in split] for split in splits]
 
 
 def _outline(path: Path, whole: bool) -> tuple[str, int, str]:

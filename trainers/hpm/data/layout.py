@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from hpm.data.errors import DataError, UnreachableError
 
@@ -15,15 +15,20 @@ __all__ = [
     "Folders",
     "ImageFile",
     "Layout",
+    "MapFile",
+    "Maps",
     "Tables",
     "image_files",
     "locate",
+    "map_files",
+    "no_labels",
 ]
 
 EMBEDDED = "fashion-scenes"
 """The data set that comes with the package."""
 
 _VALIDATION = ("val", "valid", "validation", "test")
+_MAPPED = {"train": "training", "val": "validation"}
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -48,7 +53,14 @@ class Tables:
     val: tuple[Path, ...]
 
 
-Layout: TypeAlias = Embedded | Folders | Tables
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """ADE20K's layout: `images` and `annotations`, in each the folders of `_MAPPED`."""
+
+    root: Path
+
+
+Layout: TypeAlias = Embedded | Folders | Tables | Maps
 
 
 class ImageFile(NamedTuple):
@@ -59,11 +71,21 @@ class ImageFile(NamedTuple):
     num_bytes: int
 
 
+class MapFile(NamedTuple):
+    """An image and its map of classes: paths below the data set's folder, sizes in bytes."""
+
+    image: str
+    annotation: str
+    image_bytes: int
+    annotation_bytes: int
+
+
 def locate(name: str, roots: Mapping[str, Path]) -> Layout:
     """What `name` stands for; `roots` gives a folder for every data set that is not built in.
 
     A folder holds either `train/` and `val/` (or `valid/`, `validation/`, `test/`: the first that
-    exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`.
+    exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`, or
+    `images/training/` and `images/validation/` (ADE20K).
 
     Raises:
         DataError: the name is unknown.
@@ -82,15 +104,24 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
     root = roots[name]
     if not root.is_dir():
         raise UnreachableError(f"Data set {name!r} must lie in an existing folder, got {root}.")
-    layout = _folders(root) or _tables(root) or _tables(root / "data")
+    layout = _folders(root) or _maps(root) or _tables(root) or _tables(root / "data")
     if layout is None:
         # It may be there at another time: what a disk is mounted on is an empty folder without it.
         raise UnreachableError(
             f"Data set {name!r} must have a training and a validation split in {root}: the folders "
             "train and val with a folder for each class, or the files train*.parquet and "
-            "val*.parquet (validation*, test*); they are not there."
+            "val*.parquet (validation*, test*), or the folders images/training and "
+            "images/validation; they are not there."
         )
     return layout
+
+
+def no_labels(name: str, root: Path) -> str:
+    """What to say where images need labels and have maps of classes."""
+    return (
+        f"Data set {name!r} must have a class for each image, but {root} holds images with maps of "
+        "classes, which serve segmentation alone. Name another data set in data.name."
+    )
 
 
 def _unknown(name: str, roots: Mapping[str, Path]) -> str:
@@ -110,11 +141,53 @@ def _folders(root: Path) -> Folders | None:
     return Folders(train=root / "train", val=validation)
 
 
+def _maps(root: Path) -> Maps | None:
+    there = all((root / "images" / folder).is_dir() for folder in _MAPPED.values())
+    return Maps(root) if there else None
+
+
 def _tables(root: Path) -> Tables | None:
     train, val, test = (tuple(sorted(root.glob(f"{s}*.parquet"))) for s in ("train", "val", "test"))
     if not train or not (val or test):
         return None
     return Tables(train=train, val=val or test)
+
+
+def map_files(root: Path, split: Literal["train", "val"]) -> tuple[MapFile, ...]:
+    """The images of one split with their maps, sorted by name; other files are left aside.
+
+    Raises:
+        DataError: there is no image, or one has no map of its name, as PNG.
+        OSError: a folder cannot be looked into.
+    """
+    folders = [f"{kind}/{_MAPPED[split]}" for kind in ("images", "annotations")]
+    if not (root / folders[1]).is_dir():
+        raise DataError(
+            f"{root} must have the folder {folders[1]} with a map of classes (PNG) for each image "
+            f"of {folders[0]}; it is not there."
+        )
+    images, maps = (_sizes(root / folder) for folder in folders)
+    if not images:
+        raise DataError(f"{root / folders[0]} must hold images ({', '.join(_SUFFIXES)}), got none.")
+    wanted = {name: f"{Path(name).stem}.png" for name in sorted(images)}
+    if missing := [name for name in wanted.values() if name not in maps]:
+        raise DataError(
+            f"Each image in {root / folders[0]} must have a map of its name in "
+            f"{root / folders[1]}, but {len(missing)} are not there: {', '.join(missing[:10])}."
+        )
+    return tuple(
+        MapFile(f"{folders[0]}/{image}", f"{folders[1]}/{map_}", images[image], maps[map_])
+        for image, map_ in wanted.items()
+    )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    with os.scandir(folder) as entries:
+        return {
+            entry.name: entry.stat().st_size if entry.is_file() else 0
+            for entry in entries
+            if entry.name.lower().endswith(_SUFFIXES)
+        }
 
 
 def image_files(split: Path) -> tuple[ImageFile, ...]:

@@ -2,17 +2,18 @@
 
 Columns `image: struct<bytes, path>` (encoded) and `label: int64`; the class names stand in the
 schema's metadata. A small split is held encoded in memory. Of a large one, row groups are read as
-they are asked for, which is slow in random order: for speed, unpack it into image folders.
+they are asked for, which is slow in random order: for speed, unpack it into image folders. A column
+`annotation` beside the images is `hpm.data.map_tables`'s affair, which reads rows with this module.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,19 @@ from hpm.data.decoding import decode
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.layout import Tables
 
-__all__ = ["HELD_BYTES", "FileVersion", "ParquetImages", "labels_digest", "open_parquet"]
+__all__ = [
+    "HELD_BYTES",
+    "FileVersion",
+    "OpenFile",
+    "ParquetImages",
+    "Rows",
+    "has_maps",
+    "holds_images",
+    "labels_digest",
+    "open_file",
+    "open_parquet",
+    "rows_of",
+]
 
 _Split: TypeAlias = Literal["train", "val"]
 
@@ -41,11 +54,9 @@ class FileVersion(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParquetImages:
-    """One split, in the order of its files and rows."""
+class Rows:
+    """Encoded images of one split, in the order of its files and rows."""
 
-    classes: tuple[str, ...]
-    labels: NDArray[np.int64]
     groups: tuple[tuple[FileVersion, int], ...]
     """File and number of each row group."""
     starts: NDArray[np.int64]
@@ -54,16 +65,41 @@ class ParquetImages:
     """All files, where they are held in memory; else none."""
 
     def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def image(self, index: int) -> Image.Image:
+        """The image, mode RGB. Raises DataError, naming file and row, where it cannot be read."""
+        encoded, named = self.encoded(index)
+        return decode(encoded, named=named)
+
+    def encoded(self, index: int, column: str = "image") -> tuple[bytes, str]:
+        """What a column (`image` or `annotation`) holds in a row, and the row in words."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        row = index - int(self.starts[number])
+        file, group = self.groups[number]
+        found = _HOLD[column](self.held)[number] if self.held else _recent(file, group, column)
+        return found[row].as_py() or b"", f"Row {row} of row group {group} in {file.path}"
+
+    def hold(self, column: str = "image") -> None:
+        """Read a column now that is to be held."""
+        if self.held:
+            _HOLD[column](self.held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetImages:
+    """One split with labels."""
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    rows: Rows
+
+    def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
         """The image, mode RGB. Raises DataError, naming file and row, where it cannot be read."""
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        row = index - int(self.starts[number])
-        file, group = self.groups[number]
-        images = _hold_images(self.held)[number] if self.held else _recent_images(file, group)
-        encoded = images[row].as_py()
-        return decode(encoded or b"", named=f"Row {row} of row group {group} in {file.path}")
+        return self.rows.image(index)
 
     def label(self, index: int) -> int:
         """The image's class."""
@@ -78,9 +114,18 @@ def open_parquet(tables: Tables, split: Literal["train", "val"]) -> ParquetImage
             class, or the files name different classes.
     """
     source = _describe(_open_all(tables), split)
-    if source.held:
-        _hold_images(source.held)
+    source.rows.hold()
     return source
+
+
+def has_maps(tables: Tables) -> bool:
+    """Whether the files have annotations in the place of labels.
+
+    Raises:
+        DataError: a file is unreadable.
+    """
+    columns = open_file(tables.train[0]).columns
+    return "annotation" in columns and "label" not in columns
 
 
 def labels_digest(tables: Tables) -> str:
@@ -95,14 +140,22 @@ def labels_digest(tables: Tables) -> str:
     return hashlib.sha256(b"".join(part.tobytes() for part in (sizes, *labels))).hexdigest()
 
 
-class _File(NamedTuple):
+class OpenFile(NamedTuple):
+    """What a file says of itself."""
+
     version: FileVersion
-    schema: pa.Schema
+    columns: Mapping[str, pa.DataType]
     metadata: pq.FileMetaData
-    class_names: tuple[str, ...]
+    features: Mapping[str, Mapping[str, Any]]
+    """What the `datasets` library wrote of each column, such as the names of its classes."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the labels, where it names any."""
+        return tuple(self.features.get("label", {}).get("names") or ())
 
 
-_Files: TypeAlias = Mapping[_Split, list[_File]]
+_Files: TypeAlias = Mapping[_Split, list[OpenFile]]
 
 
 @contextmanager
@@ -131,55 +184,75 @@ def _open_all(tables: Tables) -> _Files:
     return files
 
 
-def _open(path: Path) -> _File:
+def open_file(path: Path) -> OpenFile:
+    """The file's own description. Raises DataError where it cannot be read."""
     with _reading(path):
         status = path.stat()
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    _require_columns(path, schema)
-    version = FileVersion(str(path), status.st_size, status.st_mtime_ns)
     written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = written.get("info", {}).get("features", {}).get("label", {}).get("names")
-    return _File(version, schema, metadata, tuple(names or ()))
+    return OpenFile(
+        FileVersion(str(path), status.st_size, status.st_mtime_ns),
+        dict(zip(schema.names, schema.types, strict=True)),
+        metadata,
+        written.get("info", {}).get("features", {}),
+    )
 
 
-def _require_columns(path: Path, schema: pa.Schema) -> None:
-    columns = dict(zip(schema.names, schema.types, strict=True))
-    image, label = columns.get("image", pa.null()), columns.get("label", pa.null())
+def holds_images(file: OpenFile, column: str = "image") -> bool:
+    """Whether the column is a struct with encoded images, as binary `bytes`."""
+    image = file.columns.get(column, pa.null())
     at = image.get_field_index("bytes") if pa.types.is_struct(image) else -1
     kind = image.field(at).type if at >= 0 else pa.null()
-    holds_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    if not (holds_bytes and pa.types.is_integer(label)):
-        got = ", ".join(f"{name}: {kind}" for name, kind in columns.items())
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _open(path: Path) -> OpenFile:
+    file = open_file(path)
+    if not (holds_images(file) and pa.types.is_integer(file.columns.get("label", pa.null()))):
+        got = ", ".join(f"{name}: {kind}" for name, kind in file.columns.items())
         raise DataError(
             f"{path} must have the columns image (struct with binary bytes) and label (integer), "
             f"got {got}."
         )
+    return file
 
 
-def _describe(files: _Files, split: _Split) -> ParquetImages:
-    chosen = files[split]
-    versions = tuple(file.version for file in chosen)
-    groups = [(file, number) for file in chosen for number in range(file.metadata.num_row_groups)]
+def rows_of(files: Sequence[OpenFile]) -> Rows:
+    """The rows of a split's files.
+
+    Raises:
+        DataError: there are none.
+    """
+    versions = tuple(file.version for file in files)
+    groups = [(file, number) for file in files for number in range(file.metadata.num_row_groups)]
     sizes = [file.metadata.row_group(number).num_rows for file, number in groups]
-    source = ParquetImages(
-        classes=_class_names(files["train"]),
-        labels=_labels(chosen),
+    if sum(sizes) == 0:
+        where = ", ".join(file.path for file in versions[:3])
+        raise DataError(f"A split must have at least one image, got none in {where}.")
+    return Rows(
         groups=tuple((file.version, number) for file, number in groups),
         starts=np.cumsum([0, *sizes], dtype=np.int64),
         held=versions if sum(file.num_bytes for file in versions) <= HELD_BYTES else (),
     )
-    _require_labels(source, versions)
+
+
+def _describe(files: _Files, split: _Split) -> ParquetImages:
+    rows = rows_of(files[split])
+    source = ParquetImages(
+        classes=_class_names(files["train"]), labels=_labels(files[split]), rows=rows
+    )
+    _require_labels(source, files[split])
     return source
 
 
-def _class_names(training: list[_File]) -> tuple[str, ...]:
+def _class_names(training: list[OpenFile]) -> tuple[str, ...]:
     if names := next((file.class_names for file in training if file.class_names), None):
         return names
     return tuple(map(str, range(int(_labels(training).max(initial=-1)) + 1)))
 
 
-def _labels(files: list[_File]) -> NDArray[np.int64]:
+def _labels(files: list[OpenFile]) -> NDArray[np.int64]:
     return np.concatenate([_read_labels(file.version.path) for file in files])
 
 
@@ -194,11 +267,9 @@ def _read_labels(path: str) -> NDArray[np.int64]:
     return np.from_dlpack(labels).astype(np.int64)
 
 
-def _require_labels(source: ParquetImages, files: tuple[FileVersion, ...]) -> None:
+def _require_labels(source: ParquetImages, files: list[OpenFile]) -> None:
     labels, most = source.labels, len(source.classes) - 1
-    where = ", ".join(file.path for file in files[:3])
-    if len(labels) == 0:
-        raise DataError(f"A split must have at least one image, got none in {where}.")
+    where = ", ".join(file.version.path for file in files[:3])
     if labels.min() < 0 or labels.max() > most:
         raise DataError(
             f"Labels must be in 0..{most} (the classes of the training files), "
@@ -206,24 +277,28 @@ def _require_labels(source: ParquetImages, files: tuple[FileVersion, ...]) -> No
         )
 
 
-def _read_images(file: FileVersion, group: int) -> pa.BinaryArray:
+def _read_group(file: FileVersion, group: int, column: str) -> pa.BinaryArray:
     with _reading(file.path), pq.ParquetFile(file.path) as opened:
         # Without threads: Arrow's pool does not survive the fork into a loader process.
-        rows = opened.read_row_group(group, ["image.bytes"], use_threads=False)
-        return rows["image"].combine_chunks().field("bytes")
+        rows = opened.read_row_group(group, [f"{column}.bytes"], use_threads=False)
+        return rows[column].combine_chunks().field("bytes")
 
 
-_recent_images = lru_cache(maxsize=8)(_read_images)
+_recent = lru_cache(maxsize=16)(_read_group)
 
 
-# The two splits of one data set.
-@lru_cache(maxsize=2)
-def _hold_images(files: tuple[FileVersion, ...]) -> tuple[pa.BinaryArray, ...]:
-    return tuple(images for file in files for images in _read_file(file))
+def _read_files(column: str, files: tuple[FileVersion, ...]) -> tuple[pa.BinaryArray, ...]:
+    return tuple(images for file in files for images in _read_file(file, column))
 
 
-def _read_file(file: FileVersion) -> Iterator[pa.BinaryArray]:
+def _read_file(file: FileVersion, column: str) -> Iterator[pa.BinaryArray]:
     with _reading(file.path), pq.ParquetFile(file.path) as opened:
         num_groups = opened.num_row_groups
     for group in range(num_groups):
-        yield _read_images(file, group)
+        yield _read_group(file, group, column)
+
+
+# The two splits of one data set.
+_hold_images = lru_cache(maxsize=2)(partial(_read_files, "image"))
+_hold_annotations = lru_cache(maxsize=2)(partial(_read_files, "annotation"))
+_HOLD: Final = {"image": _hold_images, "annotation": _hold_annotations}

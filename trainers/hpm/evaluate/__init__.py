@@ -1,1 +1,1 @@
-"""Evaluations of a frozen encoder, and the references that stand in for one."""
+"""Evaluations of an exported encoder, and the references that stand in for one."""

@@ -1,0 +1,318 @@
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hpm.config import Data, Encoder
+from hpm.data.errors import DataError
+from hpm.data.fingerprint import fingerprint
+from hpm.data.maps import VOID, Classes, open_maps
+from hpm.data.serving import require_labels, require_maps
+from hpm.data.source import open_source
+from hpm.evaluate.config import EvalData, Knn, Pixels, Random
+from hpm.evaluate.segment.config import MapData, Segment
+from hpm.trainer import TRAINER
+
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+THREE = Classes(void=0, classes=3)
+SIZES = {"training": [(8, 6), (5, 9), (7, 7)], "validation": [(6, 8), (4, 4)]}
+
+
+def _png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _encoded(split, number):
+    """An image and a map of values 0..3, each as PNG."""
+    width, height = SIZES[split][number]
+    rng = np.random.default_rng([len(split), number])
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    values = rng.integers(0, 4, (height, width), dtype=np.uint8)
+    values.flat[:4] = range(4)
+    return _png(image), _png(values)
+
+
+@pytest.fixture
+def ade(tmp_path):
+    """The folder of a data set in ADE20K's layout."""
+    root = tmp_path / "ade"
+    for split, sizes in SIZES.items():
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(len(sizes)):
+            image, values = _encoded(split, number)
+            (root / "images" / split / f"{number}.png").write_bytes(image)
+            (root / "annotations" / split / f"{number}.png").write_bytes(values)
+    return root
+
+
+def _table(split, said=None):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pairs = [_encoded(split, number) for number in range(len(SIZES[split]))]
+    columns = {
+        name: pa.array([{"bytes": pair[place], "path": ""} for pair in pairs], kind)
+        for place, name in enumerate(("image", "annotation"))
+    }
+    about = json.dumps({"info": {"features": {"annotation": said}}}) if said else None
+    return pa.table(columns).replace_schema_metadata({"huggingface": about} if about else None)
+
+
+def _write_tables(root, said=None):
+    root.mkdir(exist_ok=True)
+    pq.write_table(_table("training", said), root / "train.parquet", row_group_size=2)
+    pq.write_table(_table("validation", said), root / "val.parquet")
+    return root
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """The same images and maps in Parquet files, whose schema says nothing."""
+    return _write_tables(tmp_path / "tables")
+
+
+def test_maps__of_folders_and_of_tables_read_alike(ade, tables):
+    for split, count in (("train", 3), ("val", 2)):
+        first, second = (open_maps("x", split, {"x": root}, THREE) for root in (ade, tables))
+        assert len(first) == len(second) == count
+        assert first.names == second.names == ("0", "1", "2")
+        for index in range(count):
+            (image, map_), (other, same) = first.pair(index), second.pair(index)
+            assert image.tobytes() == other.tobytes()
+            assert map_.dtype == np.uint8
+            assert map_.tolist() == same.tolist()
+
+
+def test_maps__void_is_apart_and_classes_count_from_0(ade):
+    _, map_ = open_maps("x", "train", {"x": ade}, THREE).pair(0)
+    values = np.asarray(Image.open(io.BytesIO(_encoded("training", 0)[1])))
+    assert np.array_equal(map_ == VOID, values == 0)
+    assert np.array_equal(map_[values > 0], values[values > 0] - 1)
+    _, map_ = open_maps("x", "train", {"x": ade}, Classes(void=3, classes=3)).pair(0)
+    assert np.array_equal(map_ == VOID, values == 3)
+    assert np.array_equal(map_[values < 3], values[values < 3])
+
+
+def test_maps__of_folders_are_ade20ks_unless_the_study_says_otherwise(ade):
+    source = open_maps("x", "train", {"x": ade}, Classes())
+    assert (len(source.names), source.void) == (150, 0)
+    rows = [f"{n}\t0.1\t1\t1\t0\tthing{n}, object" for n in range(150)]
+    (ade / "objectInfo150.txt").write_text(
+        "\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows])
+    )
+    assert open_maps("x", "train", {"x": ade}, Classes()).names[149] == "thing149"
+
+
+def test_maps__of_tables_are_what_the_schema_says_unless_the_study_does(tmp_path):
+    said = {"_type": "Image", "names": ["road", "sky", "tree"], "void": 3}
+    root = _write_tables(tmp_path / "named", said)
+    source = open_maps("x", "val", {"x": root}, Classes())
+    assert (source.names, source.void) == (("road", "sky", "tree"), 3)
+    assert open_maps("x", "val", {"x": root}, Classes(void=0)).void == 0
+
+
+def test_maps__of_tables_without_a_word_have_a_void_of_255(tables):
+    assert open_maps("x", "val", {"x": tables}, Classes(classes=4)).void == 255
+
+
+def test_maps__of_scenes_have_a_background_and_garments():
+    source = open_maps("fashion-scenes", "val", {}, Classes())
+    assert (len(source), len(source.names), source.names[0]) == (2000, 11, "background")
+    scenes = open_source("fashion-scenes", "val", {})
+    for index in (0, 1999):
+        _, map_ = source.pair(index)
+        assert np.unique(map_).tolist() == [0, 1 + scenes.label(index)]
+    garments = open_maps("fashion-scenes", "val", {}, Classes(void=0))
+    assert len(garments.names) == 10
+    assert np.unique(garments.pair(0)[1]).tolist() == [scenes.label(0), VOID]
+
+
+def test_maps__can_be_sent_to_a_loader_process(ade, tables):
+    for root in (ade, tables):
+        source = open_maps("x", "train", {"x": root}, THREE)
+        sent = pickle.loads(pickle.dumps(source))
+        assert sent.pair(2)[1].tolist() == source.pair(2)[1].tolist()
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="shared/data/camvid is not beside the repository")
+def test_maps__reads_camvid():
+    said = Classes(void=11, classes=11)
+    for split, size in (("train", 367), ("val", 101)):
+        source = open_maps("camvid", split, {"camvid": CAMVID}, said)
+        assert len(source) == size
+        image, map_ = source.pair(size - 1)
+        assert image.size == (240, 180)
+        assert map_.shape == (180, 240)
+        assert set(np.unique(map_)) <= {*range(11), VOID}
+    require_maps("camvid", {"camvid": CAMVID}, said)
+    assert len(fingerprint("camvid", {"camvid": CAMVID})) == 64
+
+
+def _early(root, said=THREE):
+    """What a study is told when it is planned."""
+    fingerprint("x", {"x": root})
+    require_maps("x", {"x": root}, said)
+
+
+def _first(root, said=THREE):
+    """What a run is told when it reads all of the training split."""
+    source = open_maps("x", "train", {"x": root}, said)
+    return [source.pair(index) for index in range(len(source))]
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__names_the_folder_that_is_absent(ade, look):
+    shutil.rmtree(ade / "annotations" / "training")
+    with pytest.raises(DataError, match="must have the folder annotations/training with a map of"):
+        look(ade)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__names_images_without_a_map(ade, look):
+    (ade / "annotations" / "training" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"a map of its name in .*but 1 are not there: 1\.png"):
+        look(ade)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__wants_images(ade, look):
+    shutil.rmtree(ade / "images" / "training")
+    (ade / "images" / "training").mkdir()
+    with pytest.raises(DataError, match=r"images/training must hold images .* got none"):
+        look(ade)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__names_a_map_of_another_size(ade, look):
+    path = ade / "annotations" / "training" / "1.png"
+    path.write_bytes(_encoded("training", 0)[1])
+    with pytest.raises(DataError, match=r"training/1\.png must have .* 5 x 9, got 8 x 6"):
+        look(ade)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__names_a_value_that_is_no_class(ade, tables, look):
+    few = Classes(void=0, classes=2)
+    with pytest.raises(DataError, match=r"0\.png must hold values in 1\.\.2 and 0 \(void\), got 3"):
+        look(ade, few)
+    with pytest.raises(DataError, match=r"annotation of row 0 of row group 0 in .*train\.parquet"):
+        look(tables, few)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__says_that_a_map_has_one_channel(ade, look):
+    path = ade / "annotations" / "training" / "2.png"
+    path.write_bytes(_encoded("training", 2)[0])
+    with pytest.raises(DataError, match=r"2\.png must be a map of classes, .* got mode RGB"):
+        look(ade)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_maps__names_a_file_that_is_no_image(ade, look, kind):
+    (ade / kind / "training" / "1.png").write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match=rf"{kind}/training/1\.png"):
+        look(ade)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__wants_classes_where_the_files_name_none(tables, look):
+    with pytest.raises(DataError, match=r"data\.classes .* must say how many classes there are"):
+        look(tables, Classes())
+
+
+def test_maps__refuses_numbers_that_the_names_belie(tmp_path):
+    with pytest.raises(DataError, match=r"must be 11, the number of .* got 10"):
+        open_maps("fashion-scenes", "val", {}, Classes(classes=10))
+    root = _write_tables(tmp_path / "named", {"names": ["a", "b", "c"]})
+    with pytest.raises(
+        DataError, match=r"data\.void .* at least the number of classes \(3\), got 1"
+    ):
+        open_maps("x", "val", {"x": root}, Classes(void=1))
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__wants_a_class_for_each_pixel(tmp_path, look):
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "a.png").write_bytes(_encoded("training", 0)[0])
+    with pytest.raises(DataError, match=r"must have a class for each pixel, but .*name another"):
+        look(tmp_path)
+
+
+def test_maps__says_which_columns_it_needs(tables):
+    table = pq.read_table(tables / "train.parquet")
+    pq.write_table(table.rename_columns(["image", "mask"]), tables / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet must have the columns image and annot"):
+        _first(tables)
+    with pytest.raises(DataError, match=r"train\.parquet must have the columns image .*got image"):
+        _early(tables)
+
+
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__files_must_agree(tables, look):
+    pq.write_table(_table("validation", {"void": 7}), tables / "val.parquet")
+    with pytest.raises(DataError, match=r"same classes and void .*train\.parquet and .*val\.parq"):
+        look(tables)
+
+
+def test_maps__refuses_a_split_without_rows(tables):
+    pq.write_table(_table("validation")[:0], tables / "val.parquet")
+    with pytest.raises(DataError, match="must have at least one image"):
+        _early(tables)
+
+
+@pytest.mark.parametrize(
+    "read", [require_labels, lambda name, roots: open_source(name, "val", roots)]
+)
+def test_maps__are_no_labels(ade, read):
+    with pytest.raises(
+        DataError, match=r"must have a class for each image, but .*ade holds images"
+    ):
+        read("x", {"x": ade})
+
+
+def test_fingerprint__of_maps_is_of_the_content_and_not_of_the_place(ade, tables, tmp_path):
+    for root, path in ((ade, "annotations/validation/1.png"), (tables, "val.parquet")):
+        before = fingerprint("x", {"x": root})
+        copy = shutil.copytree(root, tmp_path / f"copy-{root.name}")
+        assert fingerprint("y", {"y": copy}) == before
+        if root is ade:
+            (copy / path).write_bytes(_png(np.zeros((4, 4), np.uint8)))
+        else:
+            pq.write_table(_table("validation")[:1], copy / path)
+        assert fingerprint("y", {"y": copy}) != before
+
+
+def test_fits__looks_at_maps_and_labels_before_a_run(ade):
+    place = SimpleNamespace(data={"x": ade}, threads=1, loaders=0, download=False)
+    settings, parent = (
+        Segment(crop=32, stride=32, data=MapData(name="x", void=0, classes=3)),
+        Random(),
+    )
+    assert TRAINER.fits(settings, parent, place) is None
+    assert "must have a class for each image" in TRAINER.fits(
+        Knn(data=EvalData(name="x")), parent, place
+    )
+    assert TRAINER.fits(Knn(), Random(data=Data(name="fashion-scenes")), place) is None
+    few = Segment(crop=32, stride=32, data=MapData(name="x", void=0, classes=2))
+    assert "must hold values in 1..2 and 0 (void), got 3" in TRAINER.fits(few, parent, place)
+
+
+def test_fits__says_what_an_encoder_lacks():
+    place = SimpleNamespace(data={}, threads=1, loaders=0, download=False)
+    scenes = Data(name="fashion-scenes", image_size=32)
+    shallow = Random(data=scenes, encoder=Encoder(patch_size=4, depth=3))
+    found = TRAINER.fits(Segment(crop=30, stride=30, layers=(1, 2, 3, 4)), shallow, place)
+    assert "crop must be divisible by the encoder's patch_size=4, got 30" in found
+    assert "layers must be blocks of the encoder, which has 3" in found
+    assert "segment needs an encoder" in TRAINER.fits(Segment(), Pixels(data=scenes), place)

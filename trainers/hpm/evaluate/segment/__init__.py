@@ -1,0 +1,1 @@
+"""Semantic segmentation with an exported encoder, tuned or frozen."""
