@@ -19,6 +19,8 @@ _VIT_BASE_200: Final[Preset] = {
     "pixels": {"data": {"image_size": 32}},
     "knn": {},
     "linear": {},
+    # FINETUNE.md: 8 GPUs with 48 images each; the defaults are its ViT-B/16.
+    "finetune": {},
 }
 
 # pretrain_base.sh: as above, but one pass a step, 256 in all.
@@ -33,6 +35,8 @@ _VIT_LARGE_800: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {"epochs": 800, "optim": {"batch_size": 256}, "encoder": _LARGE},
     "random": {"encoder": _LARGE},
+    # FINETUNE.md: 8 GPUs with 64 images each.
+    "finetune": {"optim": {"epochs": 50, "batch_size": 512}},
 }
 
 # Ours, for one core and about a minute: with batches of 16, two epochs of 8,000 images still make
@@ -61,6 +65,17 @@ _VIT_PICO: Final[Preset] = {
         "warmup_epochs": 5,
         "base_lr": 0.1,
         "batch_size": 256,
+    },
+    "finetune": {
+        "augment": {"rand_magnitude": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0},
+        "drop_path": 0.0,
+        "optim": {
+            "epochs": 3,
+            "warmup_epochs": 0.5,
+            "base_lr": 4e-3,
+            "batch_size": 32,
+            "precision": "float32",
+        },
     },
 }
 

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, final
 from hpm import config
 from hpm.data.fingerprint import fingerprint
 from hpm.evaluate.config import Knn, Linear, Pixels, Random
+from hpm.evaluate.finetune_config import Augment, Finetune
+from hpm.evaluate.recipe import Recipe
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
 
@@ -109,6 +111,14 @@ class HpmTrainer:
                     f"batch_size must be divisible by {workers} workers, got {size}. "
                     "Change one of the two."
                 )
+            case Finetune(
+                optim=Recipe(batch_size=size, accumulate=parts), augment=Augment(mixes=mixes)
+            ) if size % (workers * parts * (1 + mixes)) != 0:
+                pairs = ", and the quotient even, for images are mixed in pairs" if mixes else ""
+                return (
+                    f"optim.batch_size must be divisible by {workers} workers times "
+                    f"optim.accumulate={parts}{pairs}; got {size}. Change one of the three."
+                )
         return None
 
 
@@ -143,12 +153,19 @@ def _load_linear() -> _Run:
     return run
 
 
+def _load_finetune() -> _Run:
+    from hpm.evaluate.finetune import run
+
+    return run
+
+
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
     "pixels": HpmStage(kind="reference", config_type=Pixels, load=_load_pixels),
     "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
+    "finetune": HpmStage(kind="evaluate", config_type=Finetune, load=_load_finetune),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {
@@ -159,6 +176,8 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "knn/top5": "higher",
     "linear/top1": "higher",
     "linear/top5": "higher",
+    "finetune/top1": "higher",
+    "finetune/top5": "higher",
 }
 
 TRAINER: Final = HpmTrainer()
