@@ -17,6 +17,7 @@ from hpm.evaluate.finetune_views import Views
 from hpm.evaluate.mixing import Mixing, draw_mixing, mix, smooth
 from hpm.randomness import Purpose, generator
 
+OFFICIAL = Augment()
 OFF = Augment(rand_magnitude=0, erasing=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)
 
 
@@ -24,7 +25,7 @@ OFF = Augment(rand_magnitude=0, erasing=0.0, mixup=0.0, cutmix=0.0, smoothing=0.
 def views(place):
     """Views of the coloured images; without arguments the official augmentation."""
 
-    def build(augment=Augment(), seed=0):
+    def build(augment=OFFICIAL, seed=0):
         return Views(
             source=open_source("colours", "train", place.data),
             data=Data(name="colours", image_size=16, min_crop=0.08),
@@ -144,7 +145,7 @@ def test_view__is_the_crop_that_is_keyed_then_distorted(views, place):
 
 
 def test_view__of_an_image_follows_from_seed_epoch_and_index_alone(views):
-    plain = replace(Augment(), mixup=0.0, cutmix=0.0)
+    plain = replace(OFFICIAL, mixup=0.0, cutmix=0.0)
     made = views(plain)
     whole = made(key(1, 2, 3, 4, epoch=1))
     alone = made(key(3, epoch=1, step=77))
@@ -227,7 +228,7 @@ def drawn(augment, count=300):
 
 
 def test_draw_mixing__weighs_a_box_by_its_area():
-    found = drawn(replace(Augment(), mixup=0.0))
+    found = drawn(replace(OFFICIAL, mixup=0.0))
     for own, (rows, columns) in found:
         assert 0 <= rows.start <= rows.stop <= 32
         assert 0 <= columns.start <= columns.stop <= 32
@@ -237,14 +238,14 @@ def test_draw_mixing__weighs_a_box_by_its_area():
 
 
 def test_draw_mixing__takes_what_is_on_and_of_both_either():
-    assert all(mixing.box is None for mixing in drawn(replace(Augment(), cutmix=0.0)))
-    boxes = [mixing.box is not None for mixing in drawn(Augment())]
+    assert all(mixing.box is None for mixing in drawn(replace(OFFICIAL, cutmix=0.0)))
+    boxes = [mixing.box is not None for mixing in drawn(OFFICIAL)]
     assert 0.4 < np.mean(boxes) < 0.6
 
 
 def test_draw_mixing__follows_its_distribution():
     # A Beta(a, a) has mean 1/2 and variance 1 / (4 * (2 * a + 1)).
-    own = [mixing.own for mixing in drawn(replace(Augment(), cutmix=0.0), count=2000)]
+    own = [mixing.own for mixing in drawn(replace(OFFICIAL, cutmix=0.0), count=2000)]
     assert np.mean(own) == pytest.approx(0.5, abs=0.03)
     assert np.var(own) == pytest.approx(1 / (4 * 2.6), rel=0.1)
 
@@ -258,5 +259,3 @@ def test_view__is_mixed_with_its_neighbour(views):
     )
     assert not torch.equal(mixed.images, views(both)(key(0, 60, 120, 180, step=10)).images)
     assert mixed.indices.tolist() == [0, 60, 120, 180]
-
-

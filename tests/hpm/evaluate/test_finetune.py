@@ -189,7 +189,7 @@ def test_finetune__says_that_pixels_are_no_encoder(stage, pixels):
 
 
 def test_finetune__says_that_there_is_no_teacher(stage, deep):
-    with pytest.raises(DataError, match="finetune with role teacher needs .* Set role: student"):
+    with pytest.raises(DataError, match=r"finetune with role teacher needs .* Set role: student"):
         next(stage(run, replace(PLAIN, role="teacher"), deep))
 
 

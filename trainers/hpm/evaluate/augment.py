@@ -5,7 +5,7 @@ from a keyed draw, and afterwards they are what they were.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self, final
@@ -59,11 +59,7 @@ class Distortion:
         """The official one: two operations, each in half of the cases; erasing by pixels."""
         return cls(
             colours_and_shapes=_rand_augment(augment.rand_magnitude, image_size),
-            erasing=(
-                RandomErasing(augment.erasing, mode="pixel", device="cpu")
-                if augment.erasing > 0
-                else None
-            ),
+            erasing=_random_erasing(augment.erasing),
         )
 
     def __call__(self, view: Pixels, rng: np.random.Generator) -> Tensor:
@@ -85,4 +81,11 @@ def _rand_augment(magnitude: int, image_size: int) -> RandAugment | None:
         "interpolation": Image.Resampling.BICUBIC,
         "magnitude_max": _MOST,
     }
-    return rand_augment_transform(f"rand-m{magnitude}-mstd0.5-inc1", given)
+    augment: RandAugment = rand_augment_transform(f"rand-m{magnitude}-mstd0.5-inc1", given)
+    return augment
+
+
+def _random_erasing(share: float) -> RandomErasing | None:
+    # timm leaves its arguments without types.
+    build: Callable[..., RandomErasing] = RandomErasing
+    return None if share == 0 else build(share, mode="pixel", device="cpu")

@@ -199,8 +199,10 @@ def _network(
         classes=classes,
     )
     draws = torch.Generator().manual_seed(int(generator(Purpose.INIT, seed=seed).integers(2**63)))
-    nn.init.trunc_normal_(network.head.weight, std=2e-5, generator=draws)
-    nn.init.zeros_(network.head.bias)
+    head = network.get_classifier()
+    assert isinstance(head, nn.Linear)
+    nn.init.trunc_normal_(head.weight, std=2e-5, generator=draws)
+    nn.init.zeros_(head.bias)
     return network.to(this_worker().device)
 
 

@@ -63,4 +63,4 @@ def mix(images_BCHW: Tensor, targets_BC: Tensor, mixing: Mixing) -> tuple[Tensor
 
 def _neighbours(values: Tensor) -> Tensor:
     assert len(values) % 2 == 0, "only an even number of images can be mixed in pairs"
-    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return values.reshape(-1, 2, *values.shape[1:]).flip(1).reshape(values.shape)
