@@ -66,14 +66,16 @@ _VIT_PICO: Final[Preset] = {
         "base_lr": 0.1,
         "batch_size": 256,
     },
+    # Crops and flips alone: a thousand steps do not suffice to learn from images that are distorted
+    # and mixed as officially (22 % of the validation images in place of 35 %).
     "finetune": {
-        "augment": {"rand_magnitude": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0},
         "drop_path": 0.0,
+        "augment": {"rand_magnitude": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0},
         "optim": {
-            "epochs": 3,
+            "epochs": 2,
             "warmup_epochs": 0.5,
-            "base_lr": 4e-3,
-            "batch_size": 32,
+            "base_lr": 0.016,
+            "batch_size": 16,
             "precision": "float32",
         },
     },

@@ -52,7 +52,11 @@ class Views:
     seed: int
 
     def __call__(self, key: Key) -> Part:
-        """Raise a DataError where an image is unreadable."""
+        """The part of a key.
+
+        Raises:
+            DataError: an image is unreadable.
+        """
         indices = key.indices.tolist()
         images_BCHW = torch.stack([self._image(key.epoch, index) for index in indices])
         labels_B = torch.tensor([self.source.label(index) for index in indices])
