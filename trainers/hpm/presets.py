@@ -67,7 +67,7 @@ _VIT_PICO: Final[Preset] = {
         "batch_size": 256,
     },
     # Crops and flips alone: a thousand steps do not suffice to learn from images that are distorted
-    # and mixed as officially (22 % of the validation images in place of 35 %).
+    # and mixed as officially (top-1 of 22 in place of 35, after an epoch of pretraining, seed 0).
     "finetune": {
         "drop_path": 0.0,
         "augment": {"rand_magnitude": 0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0},
