@@ -315,4 +315,4 @@ def test_fits__says_what_an_encoder_lacks():
     found = TRAINER.fits(Segment(crop=30, stride=30, layers=(1, 2, 3, 4)), shallow, place)
     assert "crop must be divisible by the encoder's patch_size=4, got 30" in found
     assert "layers must be blocks of the encoder, which has 3" in found
-    assert "segment needs an encoder" in TRAINER.fits(Segment(), Pixels(data=scenes), place)
+    assert "needs one, but the pixels" in TRAINER.fits(Segment(), Pixels(data=scenes), place)

@@ -5,6 +5,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from hpm.config import Pretrain
+from hpm.evaluate.finetune_config import Finetune
 from hpm.presets import PRESETS
 from hpm.schedules import peak_learning_rate
 from hpm.trainer import TRAINER
@@ -33,6 +34,7 @@ def test_preset__is_valid_for_every_stage(name: str) -> None:
     assert PRESETS[name].keys() == stages.keys()
     built = {stage: _build(stages[stage].config_type, s) for stage, s in PRESETS[name].items()}
     assert TRAINER.check(built["pretrain"], 1) is None
+    assert TRAINER.check(built["finetune"], 1) is None
 
 
 def test_preset__base_has_the_official_numbers() -> None:
@@ -47,6 +49,15 @@ def test_preset__large_differs_in_its_encoder_alone() -> None:
     base, large = _pretrain("vit_base_in1k_800ep"), _pretrain("vit_large_in1k_800ep")
     assert (large.encoder.width, large.encoder.depth, large.encoder.heads) == (1024, 24, 16)
     assert (large.optim, large.decoder, large.epochs) == (base.optim, base.decoder, base.epochs)
+
+
+def test_preset__fine_tuning_has_the_official_numbers() -> None:
+    base, large = (
+        _build(Finetune, PRESETS[name]["finetune"]).optim
+        for name in ("vit_base_in1k_800ep", "vit_large_in1k_800ep")
+    )
+    assert (base.epochs, base.batch_size, base.layer_decay) == (100, 48 * 8, 0.8)
+    assert (large.epochs, large.batch_size, large.layer_decay) == (50, 64 * 8, 0.8)
 
 
 def test_preset__pico_schedules_hard_patches_from_its_first_epoch() -> None:

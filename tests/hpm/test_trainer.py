@@ -13,6 +13,7 @@ from hpm.config import Data, Optim, Pretrain, Target
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import fingerprint
 from hpm.evaluate.config import Checkpoint, EvalData, Knn, Linear, Pixels, Random
+from hpm.evaluate.finetune_config import Augment, Finetune
 from hpm.evaluate.recipe import Recipe
 from hpm.evaluate.segment.config import Segment
 from hpm.progress import Place
@@ -77,6 +78,7 @@ def test_trainer__has_one_training_stage() -> None:
         "knn": "evaluate",
         "linear": "evaluate",
         "segment": "evaluate",
+        "finetune": "evaluate",
     }
 
 
@@ -103,7 +105,7 @@ def test_stage__passes_everything_on(tiny: Pretrain, tiny_place: Place) -> None:
     assert next(steps).total == 12
 
 
-@pytest.mark.parametrize("settings", [Knn(), Linear()])
+@pytest.mark.parametrize("settings", [Knn(), Linear(), Finetune()])
 def test_reads__nothing_where_the_parents_data_is_taken(settings: Any) -> None:
     assert TRAINER.reads(settings) == {}
 
@@ -159,6 +161,20 @@ def test_check__wants_equal_shares_of_a_segmentation_step() -> None:
     problem = TRAINER.check(config, 4)
     assert problem is not None
     assert "divisible by 4 workers times optim.accumulate=2, got 12" in problem
+
+
+def test_check__wants_pairs_of_images_to_mix() -> None:
+    config = Finetune(optim=Recipe(batch_size=24, accumulate=2))
+    assert [TRAINER.check(config, workers) for workers in (1, 2, 3, 6)] == [None] * 4
+    problem = TRAINER.check(config, 4)
+    assert problem is not None
+    assert "by 4 workers times optim.accumulate=2, and the quotient even, for images are" in problem
+    assert problem.endswith("got 24. Change one of the three.")
+    alone = Finetune(augment=Augment(mixup=0, cutmix=0), optim=config.optim)
+    assert [TRAINER.check(alone, workers) for workers in (4, 12)] == [None] * 2
+    problem = TRAINER.check(alone, 5)
+    assert problem is not None
+    assert "divisible by 5 workers times optim.accumulate=2; got 24" in problem
 
 
 def test_trainer__loads_no_torch() -> None:

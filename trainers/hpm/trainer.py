@@ -15,6 +15,7 @@ from hpm.data.fingerprint import file_digest, fingerprint
 from hpm.data.maps import Classes
 from hpm.data.serving import require_labels, require_maps
 from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
+from hpm.evaluate.finetune_config import Augment, Finetune
 from hpm.evaluate.recipe import Recipe
 from hpm.evaluate.segment.config import Segment
 from hpm.hub import find_file, find_weights
@@ -149,16 +150,23 @@ class HpmTrainer:
                     f"optim.batch_size must be divisible by {workers} workers times "
                     f"optim.accumulate={parts}, got {size}. Change one of the three."
                 )
+            case Finetune(
+                optim=Recipe(batch_size=size, accumulate=parts), augment=Augment(mixes=mixes)
+            ) if size % (workers * parts * (1 + mixes)) != 0:
+                pairs = ", and the quotient even, for images are mixed in pairs" if mixes else ""
+                return (
+                    f"optim.batch_size must be divisible by {workers} workers times "
+                    f"optim.accumulate={parts}{pairs}; got {size}. Change one of the three."
+                )
         return None
 
 
 def _try(settings: Any, parent: Any, place: Place) -> None:
     """See that a stage finds what it needs in its data set, its weights and its parent."""
     name = (settings.data or parent.data).name
+    _require_encoder(settings, parent)
     match settings:
         case Segment(data=data):
-            if isinstance(parent, Pixels):
-                raise DataError(_NO_ENCODER.format(stage="segment"))
             settings.require(parent.encoder)
             require_maps(name, place.data, Classes() if data is None else data.said)
             return
@@ -170,10 +178,18 @@ def _try(settings: Any, parent: Any, place: Place) -> None:
         require_labels(name, place.data)
 
 
-_NO_ENCODER = (
-    "{stage} needs an encoder, but the pixels reference has none. Leave pixels out of the study's "
-    "references, or {stage} out of its evaluations."
-)
+def _require_encoder(settings: Any, parent: Any) -> None:
+    if isinstance(settings, Finetune | Segment) and isinstance(parent, Pixels):
+        raise DataError(
+            "An evaluation that trains an encoder needs one, but the pixels reference has none. "
+            "Leave pixels out of references, or this evaluation out of the study."
+        )
+    trails = isinstance(parent, config.Pretrain) and parent.needs_teacher
+    if getattr(settings, "role", "student") == "teacher" and parent is not None and not trails:
+        raise DataError(
+            "role must be student where pretraining has no teacher (references, plain MAE, or "
+            "hard_share 0 without the target ema), got teacher."
+        )
 
 
 # The one place where imports belong into functions: a plan needs these stages, but no torch.
@@ -231,6 +247,12 @@ def _load_segment() -> _Run:
     return run
 
 
+def _load_finetune() -> _Run:
+    from hpm.evaluate.finetune import run
+
+    return run
+
+
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
@@ -239,6 +261,7 @@ _STAGES: Final = {
     "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
     "segment": HpmStage(kind="evaluate", config_type=Segment, load=_load_segment),
+    "finetune": HpmStage(kind="evaluate", config_type=Finetune, load=_load_finetune),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {
@@ -254,6 +277,8 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "linear/top5": "higher",
     "segment/miou": "higher",
     "segment/pixel_accuracy": "higher",
+    "finetune/top1": "higher",
+    "finetune/top5": "higher",
 }
 
 TRAINER: Final = HpmTrainer()

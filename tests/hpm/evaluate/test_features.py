@@ -10,7 +10,7 @@ from hpm.data.source import open_source
 from hpm.evaluate.config import EvalData
 from hpm.evaluate.features import BATCH, Features, export_pixels, load_frozen
 from hpm.rules import ConfigError
-from hpm.weights import load_encoder
+from hpm.weights import export_encoder, load_encoder
 
 
 def extract(export, place, split="train", pool="cls"):
@@ -93,3 +93,24 @@ def test_own_data__keeps_the_encoders_image_size(encoder, pixels):
 def test_own_data__wants_some_of_an_image(share):
     with pytest.raises(ConfigError, match=r"min_crop must be in \(0, 1\]"):
         EvalData(name="other", min_crop=share)
+
+
+def test_role__says_whose_features(encoder, place, tmp_path):
+    network, description = load_encoder(encoder)
+    student = network.state_dict()
+    teacher = {name: value.flip(0) for name, value in student.items()}
+    export_encoder(tmp_path, description, student=student, teacher=teacher)
+    images = first_images(place, 8)
+    first, same, other = (
+        load_frozen(folder, data=None, pool="cls", role=role).encode(images)
+        for folder, role in ((encoder, "student"), (tmp_path, "student"), (tmp_path, "teacher"))
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_role__must_be_one_that_was_exported(encoder, pixels):
+    with pytest.raises(DataError, match=r"exported none .*Set role: student") as caught:
+        load_frozen(encoder, data=None, pool="cls", role="teacher")
+    assert not caught.value.retry
+    assert load_frozen(pixels, data=None, pool="cls", role="teacher").width == 3 * 16**2

@@ -73,10 +73,11 @@ class EvalData:
 class Knn:
     """k-NN on frozen features: cosine, DINO's weighted vote. `report_k` gives `top1` and `top5`.
 
-    `data` null means the data set that the encoder was trained on.
+    `data` null means the data set that the encoder was trained on; `role` says whose features.
     """
 
     data: EvalData | None = None
+    role: Literal["student", "teacher"] = "student"
     k: tuple[int, ...] = (10, 20, 100, 200)
     report_k: int = 20
     temperature: float = 0.07
@@ -104,10 +105,11 @@ class Linear:
 
     Without `augment` the features are computed once, which is far cheaper and a little weaker.
     With it, crops are of at least 0.08 of an image, as officially, unless `data` says otherwise.
-    `data` null means the data set that the encoder was trained on.
+    `data` null means the data set that the encoder was trained on; `role` says whose features.
     """
 
     data: EvalData | None = None
+    role: Literal["student", "teacher"] = "student"
     epochs: int = 100
     warmup_epochs: float = 10.0
     base_lr: float = 1e-3

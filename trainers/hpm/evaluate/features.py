@@ -13,15 +13,23 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from hpm.config import Data
+from hpm.config import Data, Encoder
 from hpm.data.errors import DataError
 from hpm.data.loading import evaluation_batches
 from hpm.data.source import Source
 from hpm.distributed import all_gather, this_worker
 from hpm.evaluate.config import EvalData
-from hpm.weights import load_encoder
+from hpm.weights import Description, load_encoder
 
-__all__ = ["BATCH", "Features", "FrozenEncoder", "Pool", "export_pixels", "load_frozen"]
+__all__ = [
+    "BATCH",
+    "Features",
+    "FrozenEncoder",
+    "Pool",
+    "export_pixels",
+    "load_frozen",
+    "require_encoder",
+]
 
 Pool: TypeAlias = Literal["cls", "mean"]
 
@@ -56,10 +64,35 @@ def export_pixels(folder: Path, data: Data) -> None:
     (folder / "encoder.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def load_frozen(folder: Path, *, data: EvalData | None, pool: Pool) -> FrozenEncoder:
-    """The exported student, pooled after its last norm, or the pixels where those were exported.
+def require_encoder(folder: Path, role: Role, *, evaluation: str) -> Description:
+    """What the exported encoder is; `evaluation` is named where it cannot be done.
+
+    Raises:
+        DataError: pixels were exported, or there is no encoder of this role.
+    """
+    document = json.loads((folder / "encoder.json").read_text())
+    if document["encoder"] == "pixels":
+        raise DataError(
+            f"{evaluation} needs an encoder, but the pixels reference has none. Leave pixels out "
+            f"of the study's references, or {evaluation} out of its evaluations."
+        )
+    if not (folder / f"{role}.safetensors").exists():
+        raise DataError(
+            f"{evaluation} with role {role} needs a pretraining that has a {role}, but this one "
+            "exported none (references and plain MAE have no teacher). Set role: student."
+        )
+    return Description(Encoder(**document["encoder"]), Data(**document["data"]))
+
+
+def load_frozen(
+    folder: Path, *, data: EvalData | None, pool: Pool, role: Role = "student"
+) -> FrozenEncoder:
+    """The exported encoder, pooled after its last norm, or the pixels where those were exported.
 
     `data` None means the images that it was trained on; others are brought to the same size.
+
+    Raises:
+        DataError: there is no encoder of this role; pixels have any.
     """
     device = this_worker().device
     document = json.loads((folder / "encoder.json").read_text())
@@ -67,7 +100,8 @@ def load_frozen(folder: Path, *, data: EvalData | None, pool: Pool) -> FrozenEnc
         images = _images(Data(**document["data"]), data)
         width = 3 * images.image_size**2
         return FrozenEncoder(data=images, width=width, device=device, function=_flatten)
-    encoder, description = load_encoder(folder)
+    require_encoder(folder, role, evaluation="An evaluation")
+    encoder, description = load_encoder(folder, role=role)
     encoder.to(device)
 
     def pooled(images_BCHW: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def run(
     """
     assert inputs is not None, "k-NN needs an exported encoder"
     settle(place.threads)
-    encoder = load_frozen(inputs, data=config.data, pool=config.pool)
+    encoder = load_frozen(inputs, data=config.data, pool=config.pool, role=config.role)
     bank = Features(open_source(encoder.data.name, "train", place.data), encoder.width)
     queries = Features(open_source(encoder.data.name, "val", place.data), encoder.width)
     _check_bank(len(bank.source), config.k)

@@ -93,7 +93,7 @@ class _Work:
 
     @classmethod
     def start(cls, config: Linear, *, seed: int, place: Place, inputs: Path) -> Self:
-        encoder = load_frozen(inputs, data=config.data, pool=config.pool)
+        encoder = load_frozen(inputs, data=config.data, pool=config.pool, role=config.role)
         source = open_source(encoder.data.name, "train", place.data)
         queries = Features(open_source(encoder.data.name, "val", place.data), encoder.width)
         data = encoder.data
