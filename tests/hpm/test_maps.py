@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hpm.data.errors import DataError
+from hpm.data import fingerprint as fingerprinting
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint, map_fingerprint
 from hpm.data.maps import VOID, Classes, open_maps
 from hpm.data.source import open_source
@@ -157,6 +159,10 @@ def _early(root, said=THREE):
     return map_fingerprint("x", {"x": root}, said)
 
 
+def _scenes(said):
+    return open_maps("fashion-scenes", "val", {}, said)
+
+
 def _first(root, said=THREE):
     """What a run is told when it reads all of the training split."""
     source = open_maps("x", "train", {"x": root}, said)
@@ -218,6 +224,16 @@ def test_maps__names_a_file_that_is_no_image(ade, look, kind):
         look(ade)
 
 
+def test_maps__that_are_away_may_come_back(ade):
+    source = open_maps("x", "train", {"x": ade}, THREE)
+    path = ade / "annotations" / "training" / "1.png"
+    path.rename(ade / "away")
+    with pytest.raises(UnreachableError, match=r"training/1\.png cannot be read: No such file"):
+        source.pair(1)
+    (ade / "away").rename(path)
+    assert source.pair(1)[1].shape == (9, 5)
+
+
 @pytest.mark.parametrize("look", [_early, _first])
 def test_maps__wants_classes_where_the_files_name_none(tables, look):
     with pytest.raises(DataError, match=r"data\.classes .* must say how many classes there are"):
@@ -225,8 +241,9 @@ def test_maps__wants_classes_where_the_files_name_none(tables, look):
 
 
 def test_maps__refuses_numbers_that_the_names_belie(tmp_path):
-    with pytest.raises(DataError, match=r"must be 11, the number of .* got 10"):
-        open_maps("fashion-scenes", "val", {}, Classes(classes=10))
+    for look in (lambda said: map_fingerprint("fashion-scenes", {}, said), _scenes):
+        with pytest.raises(DataError, match=r"must be 11, the number of .* got 10"):
+            look(Classes(classes=10))
     root = _write_tables(tmp_path / "named", {"names": ["a", "b", "c"]})
     with pytest.raises(
         DataError, match=r"data\.void .* at least the number of classes \(3\), got 1"
@@ -282,6 +299,33 @@ def test_fingerprint__of_maps_is_of_the_content_and_not_of_the_place(ade, tables
         else:
             pq.write_table(_table("validation")[:1], copy / path)
         assert map_fingerprint("y", {"y": copy}, THREE) != before
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "seen"),
+    [
+        ("_HASHED_BYTES", 1 << 20, True),
+        ("_HASHED_BYTES", 1, False),
+        ("_HASHED_FILES", 10, True),
+        ("_HASHED_FILES", 9, False),
+    ],
+)
+def test_fingerprint__sees_maps_exchanged_in_small_sets(ade, monkeypatch, limit, most, seen):
+    monkeypatch.setattr(fingerprinting, limit, most)
+    path = ade / "annotations" / "training" / "0.png"
+    content = path.read_bytes()
+    found = set()
+    for text in (b"one", b"two"):
+        path.write_bytes(_with_text(content, text))
+        found.add(_early(ade))
+    assert (len(found) == 2) == seen
+
+
+def _with_text(png, text):
+    """The same picture of equal size, with three other bytes."""
+    chunk = b"tEXt" + b"k\0" + text
+    crc = zlib.crc32(chunk).to_bytes(4, "big")
+    return png[:33] + (5).to_bytes(4, "big") + chunk + crc + png[33:]
 
 
 def test_fingerprint__of_scenes_is_that_of_the_other_stages():

@@ -24,7 +24,7 @@ from hpm.data.layout import (
     map_files,
     no_labels,
 )
-from hpm.data.maps import Classes, glance, open_maps
+from hpm.data.maps import Classes, glance, open_maps, require_fit
 
 __all__ = ["fingerprint", "map_fingerprint"]
 
@@ -72,7 +72,8 @@ def map_fingerprint(name: str, roots: Mapping[str, Path], said: Classes) -> str:
     """SHA-256 over both splits of a data set whose pixels have classes, as `fingerprint` does it.
 
     Annotations count as the images do. What is plainly wrong is reported now: besides what cannot
-    be read, an image without annotation, and sizes and values of 16 annotations of each split.
+    be read, an image without annotation, and sizes and values of the annotations that `glance`
+    looks at.
 
     Raises:
         DataError: the data set is unknown, absent, without annotations, or has wrong ones.
@@ -80,6 +81,7 @@ def map_fingerprint(name: str, roots: Mapping[str, Path], said: Classes) -> str:
     with reading(roots.get(name, name)):
         match locate(name, roots):
             case Embedded():
+                require_fit(said)
                 return fingerprint(name, roots)
             case Maps(root):
                 listed = _list_maps(root)
