@@ -275,6 +275,13 @@ def test_maps__files_must_agree(tables, look):
         look(tables)
 
 
+@pytest.mark.parametrize("void", ["11", 256, -1])
+def test_maps__void_of_a_schema_is_a_value(tmp_path, void):
+    root = _write_tables(tmp_path / "named", {"names": ["a", "b", "c"], "void": void})
+    with pytest.raises(DataError, match=r"train\.parquet must say void as a number in 0\.\.255"):
+        _early(root)
+
+
 def test_maps__refuses_a_split_without_rows(tables):
     pq.write_table(_table("validation")[:0], tables / "val.parquet")
     with pytest.raises(DataError, match="must have at least one image"):
