@@ -34,10 +34,10 @@ def score_images(
     """
     device = next(network.parameters()).device
     filled = [pad(x, (0, max(0, crop - x.shape[2]), 0, max(0, crop - x.shape[1]))) for x in images]
-    places = [
-        list(product(*(corners(side, crop, stride) for side in whole.shape[1:])))
-        for whole in filled
-    ]
+    rows, columns = (
+        [corners(whole.shape[axis], crop, stride) for whole in filled] for axis in (1, 2)
+    )
+    places = [list(product(*sides)) for sides in zip(rows, columns, strict=True)]
     squares = torch.stack(
         [
             whole[:, y : y + crop, x : x + crop]
