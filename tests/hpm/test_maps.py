@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from hpm.config import Data, Encoder
-from hpm.data.errors import DataError
+from hpm.data import fingerprint as fingerprinting
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.maps import VOID, Classes, open_maps
 from hpm.data.serving import require_labels, require_maps
@@ -163,6 +165,10 @@ def _early(root, said=THREE):
     require_maps("x", {"x": root}, said)
 
 
+def _scenes(said):
+    return open_maps("fashion-scenes", "val", {}, said)
+
+
 def _first(root, said=THREE):
     """What a run is told when it reads all of the training split."""
     source = open_maps("x", "train", {"x": root}, said)
@@ -224,6 +230,16 @@ def test_maps__names_a_file_that_is_no_image(ade, look, kind):
         look(ade)
 
 
+def test_maps__that_are_away_may_come_back(ade):
+    source = open_maps("x", "train", {"x": ade}, THREE)
+    path = ade / "annotations" / "training" / "1.png"
+    path.rename(ade / "away")
+    with pytest.raises(UnreachableError, match=r"training/1\.png cannot be read: No such file"):
+        source.pair(1)
+    (ade / "away").rename(path)
+    assert source.pair(1)[1].shape == (9, 5)
+
+
 @pytest.mark.parametrize("look", [_early, _first])
 def test_maps__wants_classes_where_the_files_name_none(tables, look):
     with pytest.raises(DataError, match=r"data\.classes .* must say how many classes there are"):
@@ -231,8 +247,9 @@ def test_maps__wants_classes_where_the_files_name_none(tables, look):
 
 
 def test_maps__refuses_numbers_that_the_names_belie(tmp_path):
-    with pytest.raises(DataError, match=r"must be 11, the number of .* got 10"):
-        open_maps("fashion-scenes", "val", {}, Classes(classes=10))
+    for look in (lambda said: require_maps("fashion-scenes", {}, said), _scenes):
+        with pytest.raises(DataError, match=r"must be 11, the number of .* got 10"):
+            look(Classes(classes=10))
     root = _write_tables(tmp_path / "named", {"names": ["a", "b", "c"]})
     with pytest.raises(
         DataError, match=r"data\.void .* at least the number of classes \(3\), got 1"
@@ -263,6 +280,13 @@ def test_maps__files_must_agree(tables, look):
     pq.write_table(_table("validation", {"void": 7}), tables / "val.parquet")
     with pytest.raises(DataError, match=r"same classes and void .*train\.parquet and .*val\.parq"):
         look(tables)
+
+
+@pytest.mark.parametrize("void", ["11", 256, -1])
+def test_maps__void_of_a_schema_is_a_value(tmp_path, void):
+    root = _write_tables(tmp_path / "named", {"names": ["a", "b", "c"], "void": void})
+    with pytest.raises(DataError, match=r"train\.parquet must say void as a number in 0\.\.255"):
+        _early(root)
 
 
 def test_maps__refuses_a_split_without_rows(tables):
@@ -306,6 +330,33 @@ def test_fits__looks_at_maps_and_labels_before_a_run(ade):
     assert TRAINER.fits(Knn(), Random(data=Data(name="fashion-scenes")), place) is None
     few = Segment(crop=32, stride=32, data=MapData(name="x", void=0, classes=2))
     assert "must hold values in 1..2 and 0 (void), got 3" in TRAINER.fits(few, parent, place)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "seen"),
+    [
+        ("_HASHED_BYTES", 1 << 20, True),
+        ("_HASHED_BYTES", 1, False),
+        ("_HASHED_FILES", 10, True),
+        ("_HASHED_FILES", 9, False),
+    ],
+)
+def test_fingerprint__sees_maps_exchanged_in_small_sets(ade, monkeypatch, limit, most, seen):
+    monkeypatch.setattr(fingerprinting, limit, most)
+    path = ade / "annotations" / "training" / "0.png"
+    content = path.read_bytes()
+    found = set()
+    for text in (b"one", b"two"):
+        path.write_bytes(_with_text(content, text))
+        found.add(fingerprint("x", {"x": ade}))
+    assert (len(found) == 2) == seen
+
+
+def _with_text(png, text):
+    """The same picture of equal size, with three other bytes."""
+    chunk = b"tEXt" + b"k\0" + text
+    crc = zlib.crc32(chunk).to_bytes(4, "big")
+    return png[:33] + (5).to_bytes(4, "big") + chunk + crc + png[33:]
 
 
 def test_fits__says_what_an_encoder_lacks():

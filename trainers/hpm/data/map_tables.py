@@ -72,6 +72,9 @@ def _open(path: Path) -> OpenFile:
             f"{path} must have the columns image and annotation (structs with binary bytes, the "
             f"latter a PNG of classes), got {got}."
         )
+    void = _said(file)[1]
+    if not (void is None or (isinstance(void, int) and 0 <= void <= 255)):
+        raise DataError(f"{path} must say void as a number in 0..255, got {void!r}.")
     return file
 
 

@@ -20,7 +20,7 @@ from hpm.data.errors import DataError, UnreachableError, reading
 from hpm.data.fashion_scenes.scenes import CLASSES, FashionScenes
 from hpm.data.layout import Embedded, Folders, MapFile, Maps, Tables, locate, map_files
 
-__all__ = ["VOID", "ClassMap", "Classes", "MapSource", "glance", "open_maps"]
+__all__ = ["VOID", "ClassMap", "Classes", "MapSource", "glance", "open_maps", "require_fit"]
 
 ClassMap: TypeAlias = NDArray[np.uint8]
 """[H, W], a class or VOID in each pixel."""
@@ -29,7 +29,7 @@ VOID = 255
 """What stands for void in a `ClassMap`, whatever stands for it in the files."""
 
 _ADE20K_CLASSES = 150
-_GLANCES = 16
+_GLANCES = 8
 
 
 class Classes(NamedTuple):
@@ -61,10 +61,6 @@ class MapSource:
 
     def __len__(self) -> int:
         return len(self.raw)
-
-    def image(self, index: int) -> Image.Image:
-        """The image, mode RGB. Raises DataError, naming it, where it cannot be read."""
-        return self.raw.image(index)
 
     def pair(self, index: int) -> tuple[Image.Image, ClassMap]:
         """The image and its classes.
@@ -140,13 +136,21 @@ def open_maps(
                 assert_never(other)
 
 
+def require_fit(said: Classes) -> None:
+    """See whether what is said fits FashionScenes, without rendering them. Raises DataError."""
+    _source(_Scenes(FashionScenes("val")), _Scenes.NAMES, None, said)
+
+
 def glance(source: MapSource) -> None:
-    """Look at 16 images of the split, evenly spread, and at their annotations.
+    """Look at the first and last eight images of the split, and at their annotations.
+
+    Not at an even sample: a row of a large Parquet file is read with all of its group.
 
     Raises:
         DataError: one of them is wrong, as `MapSource.pair` says.
     """
-    for index in sorted({i * (len(source) - 1) // (_GLANCES - 1) for i in range(_GLANCES)}):
+    every = range(len(source))
+    for index in sorted({*every[:_GLANCES], *every[-_GLANCES:]}):
         source.pair(index)
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from hpm.config import Data, Encoder
+from hpm.config import Data, Encoder, Role
 from hpm.data.errors import DataError
 from hpm.data.loading import evaluation_batches
 from hpm.data.source import Source

@@ -3,13 +3,14 @@
 That is mmsegmentation's UPerNet with MAE (`configs/mae`), to which HPM's README points.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hpm.config import Encoder
 from hpm.data.maps import Classes
 from hpm.evaluate.recipe import Recipe
-from hpm.rules import at_least_one, require
+from hpm.rules import Rule, at_least_one, require
 
 __all__ = ["UPERNET", "MapData", "Segment"]
 
@@ -103,49 +104,48 @@ class Segment:
     optim: Recipe = field(default_factory=lambda: UPERNET)
 
     def __post_init__(self) -> None:
+        require(*self._network_rules(), *self._view_rules())
+
+    def _network_rules(self) -> Iterator[Rule]:
         layers, channels, drop = self.layers, self.channels, self.drop_path
-        short, (low, high) = self.short_side, self.scale
-        require(
-            (
-                layers is None
-                or (len(layers) == 4 and min(layers) >= 1 and [*layers] == sorted(layers)),
-                "layers",
-                f"must be four numbers from 1 on in ascending order, or null, got {layers}.",
-            ),
-            (
-                channels is None or channels >= 1,
-                "channels",
-                f"must be at least 1 or null, got {channels}.",
-            ),
-            (self.auxiliary >= 0, "auxiliary", f"must be 0 or more, got {self.auxiliary:g}."),
-            (0 <= self.dropout < 1, "dropout", f"must be in [0, 1), got {self.dropout:g}."),
-            (0 <= drop < 1, "drop_path", f"must be in [0, 1), got {drop:g}."),
-            (
-                drop == 0 or not self.frozen,
-                "drop_path",
-                f"must be 0 where the encoder is frozen, got {drop:g}.",
-            ),
-            (
-                short is None or short >= 1,
-                "short_side",
-                f"must be at least 1 or null, got {short}.",
-            ),
-            (
-                0 < low <= high,
-                "scale",
-                f"must be [least, most], both above 0, got [{low:g}, {high:g}].",
-            ),
-            *at_least_one(self, "crop"),
-            (
-                0 < self.crop_share <= 1,
-                "crop_share",
-                f"must be in (0, 1], got {self.crop_share:g}.",
-            ),
-            (
-                1 <= self.stride <= max(self.crop, 1),
-                "stride",
-                f"must be in [1, crop={self.crop}], got {self.stride}.",
-            ),
+        yield (
+            layers is None
+            or (len(layers) == 4 and min(layers) >= 1 and [*layers] == sorted(layers)),
+            "layers",
+            f"must be four numbers from 1 on in ascending order, or null, got {layers}.",
+        )
+        yield (
+            channels is None or channels >= 1,
+            "channels",
+            f"must be at least 1 or null, got {channels}.",
+        )
+        yield self.auxiliary >= 0, "auxiliary", f"must be 0 or more, got {self.auxiliary:g}."
+        yield 0 <= self.dropout < 1, "dropout", f"must be in [0, 1), got {self.dropout:g}."
+        yield 0 <= drop < 1, "drop_path", f"must be in [0, 1), got {drop:g}."
+        yield (
+            drop == 0 or not self.frozen,
+            "drop_path",
+            f"must be 0 where the encoder is frozen, got {drop:g}.",
+        )
+
+    def _view_rules(self) -> Iterator[Rule]:
+        short, share, (low, high) = self.short_side, self.crop_share, self.scale
+        yield (
+            short is None or short >= 1,
+            "short_side",
+            f"must be at least 1 or null, got {short}.",
+        )
+        yield (
+            0 < low <= high,
+            "scale",
+            f"must be [least, most], both above 0, got [{low:g}, {high:g}].",
+        )
+        yield from at_least_one(self, "crop")
+        yield 0 < share <= 1, "crop_share", f"must be in (0, 1], got {share:g}."
+        yield (
+            1 <= self.stride <= max(self.crop, 1),
+            "stride",
+            f"must be in [1, crop={self.crop}], got {self.stride}.",
         )
 
     def blocks(self, encoder: Encoder) -> tuple[int, ...]:

@@ -32,10 +32,10 @@ def pool(values_BCHW: Tensor, size: int) -> Tensor:
 def halve(values_BCHW: Tensor) -> Tensor:
     """The largest value of each 2 x 2 square; a last odd row or column is a square of its own."""
     rows, columns = values_BCHW.shape[2:]
-    padded = torch.nn.functional.pad(
-        values_BCHW, (0, columns % 2, 0, rows % 2), value=float("-inf")
-    )
-    return padded.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax(dim=(3, 5))
+    right, below = columns % 2, rows % 2
+    padded = torch.nn.functional.pad(values_BCHW, (0, right, 0, below), value=float("-inf"))
+    squares = padded.reshape(*padded.shape[:2], (rows + below) // 2, 2, (columns + right) // 2, 2)
+    return squares.amax(dim=(3, 5))
 
 
 def _apply(values_BCHW: Tensor, down: NDArray[np.float32], across: NDArray[np.float32]) -> Tensor:
@@ -62,4 +62,5 @@ def _cells(source: int, target: int) -> NDArray[np.float32]:
     """[T, S]: the mean over each cell, from its floor to its ceiling."""
     number, at = np.arange(target)[:, None], np.arange(source)
     within = (at >= number * source // target) & (at < -(-(number + 1) * source // target))
-    return (within / within.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: NDArray[np.float32] = within / within.sum(axis=1, keepdims=True, dtype=np.float32)
+    return shares

@@ -5,7 +5,6 @@ Letters: B images of a part, C classes, S side of a view, U coins of an image, P
 path.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +17,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hpm.checkpoint import load_state, save_state
-from hpm.config import Data, Encoder, Role
-from hpm.data.errors import DataError
 from hpm.data.maps import VOID, open_maps
 from hpm.data.sampling import Shares, load, steps_per_epoch, training_keys
 from hpm.determinism import settle
 from hpm.distributed import this_worker
 from hpm.evaluate.drop_path import DropPath, hand_coins, replace_drop_paths
+from hpm.evaluate.features import require_encoder
 from hpm.evaluate.segment.config import MapData, Segment
 from hpm.evaluate.segment.heads import Segmenter, build_head
 from hpm.evaluate.segment.resizing import resize
@@ -99,7 +97,7 @@ class _Work:
 
     @classmethod
     def start(cls, config: Segment, *, seed: int, place: Place, inputs: Path) -> Self:
-        description = _describe(inputs, config.role)
+        description = require_encoder(inputs, config.role, evaluation="segment")
         data = config.data or MapData(name=description.data.name)
         source, validation = (
             open_maps(data.name, split, place.data, data.said) for split in ("train", "val")
@@ -170,21 +168,6 @@ class _Work:
 
     def trace_scores(self) -> dict[str, str]:
         return {"state": digest(self.scores.state())}
-
-
-def _describe(folder: Path, role: Role) -> Description:
-    document = json.loads((folder / "encoder.json").read_text())
-    if document["encoder"] == "pixels":
-        raise DataError(
-            "segment needs an encoder, but the pixels reference has none. Leave pixels out of the "
-            "study's references, or segment out of its evaluations."
-        )
-    if not (folder / f"{role}.safetensors").exists():
-        raise DataError(
-            f"segment with role {role} needs a pretraining that has a {role}, but this one "
-            "exported none (references and plain MAE have no teacher). Set role: student."
-        )
-    return Description(Encoder(**document["encoder"]), Data(**document["data"]))
 
 
 def _network(

@@ -94,7 +94,8 @@ class Scores:
                 sums = of_BCC.diagonal(dim1=1, dim2=2), of_BCC.sum(1), of_BCC.sum(2)
                 counts_B3C = torch.stack(sums, dim=1)
             gathered = [all_gather(x.to(worker.device)).cpu() for x in (pixels_1CC, counts_B3C)]
-            for pixels_CC, counts in zip(gathered[0], gathered[1].split(BATCH), strict=True):
+            parts = gathered[0], torch.split(gathered[1], BATCH)
+            for pixels_CC, counts in zip(*parts, strict=True):
                 self.pixels_CC += pixels_CC
                 self.counts_N3C[self.filled : self.filled + len(counts)] = counts
                 self.filled += len(counts)

@@ -4,6 +4,7 @@ Letters: C classes, H, W height and width of an image, S side of a square, K squ
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.functional import interpolate, pad
 
 __all__ = ["corners", "guess", "score_images"]
 
-PASS = 16
+_PASS = 16
 """Squares of one pass. Part of the numbers: a product's last bits depend on its shape."""
 
 
@@ -33,23 +34,19 @@ def score_images(
     """
     device = next(network.parameters()).device
     filled = [pad(x, (0, max(0, crop - x.shape[2]), 0, max(0, crop - x.shape[1]))) for x in images]
-    places = [
-        [
-            (y, x)
-            for y in corners(i.shape[1], crop, stride)
-            for x in corners(i.shape[2], crop, stride)
-        ]
-        for i in filled
-    ]
+    rows, columns = (
+        [corners(whole.shape[axis], crop, stride) for whole in filled] for axis in (1, 2)
+    )
+    places = [list(product(*sides)) for sides in zip(rows, columns, strict=True)]
     squares = torch.stack(
         [
-            image[:, y : y + crop, x : x + crop]
-            for image, found in zip(filled, places, strict=True)
-            for y, x in found
+            whole[:, y : y + crop, x : x + crop]
+            for whole, at in zip(filled, places, strict=True)
+            for y, x in at
         ]
     )
     coarse = []
-    for part in torch.split(squares, PASS):
+    for part in torch.split(squares, _PASS):
         with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
             coarse.append(network(part.to(device))[0].float())
     found = iter(torch.cat(coarse))

@@ -72,13 +72,13 @@ class Views:
         return Part(images, maps, coins, torch.from_numpy(key.indices))
 
     def _view(self, index: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        view, shape, drop = (
+        view, colour, drop = (
             generator(purpose, seed=self.seed, epoch=epoch, index=index)
             for purpose in (Purpose.VIEW, Purpose.AUGMENT, Purpose.DROP)
         )
         pixels, map_ = self._square(*self.source.pair(index), view)
         if self.config.distort:
-            pixels = distort(pixels, shape)
+            pixels = distort(pixels, colour)
         height, width = map_.shape
         side = self.config.crop
         image_3SS = torch.zeros(3, side, side)
