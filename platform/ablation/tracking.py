@@ -19,10 +19,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from ablation.cells import Cell, Finished, PlannedStage, Standing, Waiting
+from ablation.cells import Cell, PlannedStage, Standing, Waiting
+from ablation.curves import Point, curves, journal, points
 from ablation.journal import Record
 from ablation.ledger import Ledger
-from ablation.manifest import DamageError
 from ablation.plan import Plan
 from ablation.run_words import params, status, tags
 from ablation.runs_page import VIEW_TAG, page, view
@@ -32,7 +32,6 @@ __all__ = ["TRACKING_ERRORS", "Mirror", "pages"]
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a tracking store raises that is away, full, broken or without its driver."""
 
-_log = logging.getLogger(__name__)
 _CELL, _STUDY = "ablation.cell", "ablation.study"
 _GONE = "(no longer in the study)"
 _TRIES = 3
@@ -210,13 +209,13 @@ class Mirror:
 
     def _hear(self, digest: str, records: Sequence[Record]) -> None:
         if digest not in self._heard:  # a driver before this one may have died before it told
-            records = [*self._journal(digest), *records]
+            records = [*journal(self.ledger, digest), *records]
         for cell, stage in self._holders(digest):
             run = self._run(cell)
             if self._states[run] != "RUNNING":
                 self._client.update_run(run, "RUNNING")
                 self._states[run] = "RUNNING"
-            self._log(run, list(dict.fromkeys(_metrics(stage, records))))
+            self._log(run, list(dict.fromkeys(points(stage, records))))
         self._heard.add(digest)
 
     def _holders(self, digest: str) -> list[tuple[Cell, PlannedStage]]:
@@ -228,53 +227,36 @@ class Mirror:
         run, state = self._runs[_key(cell)], status(stands)
         over = state in ("FINISHED", "FAILED")
         ended = self._ended_ms(cell) if over else None
-        metrics = [
-            metric
+        told = [
+            point
             for stage, standing in zip(cell, stands, strict=True)
             if not isinstance(standing, Waiting)
-            for metric in self._told(stage, standing)
+            for point in curves(self.ledger, stage, standing)
         ]
         agrees = (run.info.status, run.info.end_time) == (state, ended)
-        if state == "FINISHED" and not agrees and self._strays(run, metrics):
+        if state == "FINISHED" and not agrees and self._strays(run, told):
             # A damaged checkpoint, or a new ledger: MLflow deletes no points, so no run of them.
             self._client.delete_run(run.info.run_id)
             self._settle()
             run = self._runs[_key(cell)]
-        self._log(run.info.run_id, metrics)
+        self._log(run.info.run_id, told)
         if over:
             self._client.set_terminated(run.info.run_id, state, end_time=ended)
         elif self._states.get(run.info.run_id) != state:
             self._client.update_run(run.info.run_id, state)
         self._states[run.info.run_id] = state
 
-    def _told(self, stage: PlannedStage, standing: Standing) -> list[Metric]:
-        """All points of a stage: its journal's, and of its final metrics those not among them."""
-        points = list(_metrics(stage, self._journal(stage.digest)))
-        if not isinstance(standing, Finished):
-            return points
-        description = self.ledger.stage(stage.digest).description() or {}
-        time_ms = description.get("created", {}).get("time_ms", 0)
-        names = {point.key for point in points}
-        final = _metrics(stage, [Record(0, time_ms, standing.metrics)])
-        return [*points, *(point for point in final if point.key not in names)]
-
-    def _journal(self, digest: str) -> Sequence[Record]:
-        try:
-            return self.ledger.journal(digest)
-        except DamageError as error:
-            _log.warning("MLflow is told nothing of a journal that is damaged: %s", error)
-            return ()
-
-    def _strays(self, run: Run, metrics: Sequence[Metric]) -> bool:
+    def _strays(self, run: Run, told: Sequence[Point]) -> bool:
         """Whether a run has points of the ledger's steps that are not the ledger's points."""
-        times = {(m.key, m.step): m.timestamp for m in metrics}
+        times = {(point.key, point.step): point.time_ms for point in told}
         return any(
             times.get((m.key, m.step), m.timestamp) != m.timestamp
-            for key in run.data.metrics.keys() & {m.key for m in metrics}
+            for key in run.data.metrics.keys() & {point.key for point in told}
             for m in self._client.get_metric_history(run.info.run_id, key)
         )
 
-    def _log(self, run: str, metrics: Sequence[Metric]) -> None:
+    def _log(self, run: str, told: Sequence[Point]) -> None:
+        metrics = [Metric(*point) for point in told]
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
             self._client.log_batch(run, metrics[start : start + _METRICS_PER_BATCH])
 
@@ -292,9 +274,3 @@ def pages(uri: str, studies: Iterable[str]) -> dict[str, str]:
 
 def _key(cell: Cell) -> str:
     return cell.stages[0].digest
-
-
-def _metrics(stage: PlannedStage, records: Iterable[Record]) -> Iterable[Metric]:
-    for record in records:
-        for name, value in record.metrics.items():
-            yield Metric(f"{stage.name}/{name}", value, record.time_ms, record.step)
