@@ -2,8 +2,9 @@
 
 One experiment a study, one parent run with its tables, one child run a cell, found by tag. The
 mirror only repeats what the ledger holds, with the ledger's own timestamps, so that MLflow drops
-what it already has: writing twice changes nothing. Of several runs with one tag, which drivers make
-that begin at once, the oldest is the one, and whoever sees the others deletes them.
+what it already has: writing twice changes nothing. What a run has of figures, a tag of it says. Of
+several runs with one tag, which drivers make that begin at once, the oldest is the one, and whoever
+sees the others deletes them.
 """
 
 import logging
@@ -11,7 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -19,10 +21,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from ablation.cells import Cell, PlannedStage, Standing, Waiting
+from ablation.cells import Cell, Finished, PlannedStage, Standing, Waiting
 from ablation.curves import Point, curves, journal, points
 from ablation.journal import Record
 from ablation.ledger import Ledger
+from ablation.pictures import figures
 from ablation.plan import Plan
 from ablation.run_words import params, status, tags
 from ablation.runs_page import VIEW_TAG, page, view
@@ -32,7 +35,7 @@ __all__ = ["TRACKING_ERRORS", "Mirror", "pages"]
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a tracking store raises that is away, full, broken or without its driver."""
 
-_CELL, _STUDY = "ablation.cell", "ablation.study"
+_CELL, _STUDY, _FIGURES = "ablation.cell", "ablation.study", "ablation.figures"
 _GONE = "(no longer in the study)"
 _TRIES = 3
 _IN_THE_WAY = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -99,9 +102,10 @@ class Mirror:
         if standings is None:
             standings = self.ledger.standings(self.plan.stages)
         self._settled(self._settle)
-        for cell in self.plan.cells:
-            stands = [standings[stage.digest] for stage in cell]
-            self._settled(partial(self._sync, cell, stands))
+        stands = [(cell, [standings[stage.digest] for stage in cell]) for cell in self.plan.cells]
+        for act in (self._sync, self._show):  # all numbers are told before any figure
+            for cell, its in stands:
+                self._settled(partial(act, cell, its))
 
     def publish(self, texts: Mapping[str, str], *, figure: Figure) -> None:
         """Put texts and figure on the parent run, and `table.md` on the experiment's page too."""
@@ -245,6 +249,24 @@ class Mirror:
         elif self._states.get(run.info.run_id) != state:
             self._client.update_run(run.info.run_id, state)
         self._states[run.info.run_id] = state
+
+    def _show(self, cell: Cell, stands: Sequence[Standing]) -> None:
+        """Give a run the figures of its finished stages, those that it does not say it has."""
+        run = self._runs[_key(cell)]
+        for stage, standing in zip(cell, stands, strict=True):
+            said = run.data.tags.get(f"{_FIGURES}.{stage.name}")
+            if isinstance(standing, Finished) and said != stage.digest:
+                self._upload(run.info.run_id, stage)
+
+    def _upload(self, run: str, stage: PlannedStage) -> None:
+        with TemporaryDirectory() as scratch:
+            found = figures(self.ledger.stage(stage.digest), Path(scratch))
+            for path, file in found.items():
+                if file is not None:
+                    at = PurePosixPath(stage.name, path).parent
+                    self._client.log_artifact(run, str(file), str(at))
+        if found and None not in found.values():
+            self._client.set_tag(run, f"{_FIGURES}.{stage.name}", stage.digest)
 
     def _strays(self, run: Run, told: Sequence[Point]) -> bool:
         """Whether a run has points of the ledger's steps that are not the ledger's points."""
