@@ -59,7 +59,9 @@ class Progress(Protocol):
 class Result(Protocol):
     """How a stage ends: its final metrics, and `export(folder)`, which writes what outlives it.
 
-    What a train or reference stage exports is the `inputs` of the evaluations after it.
+    What a train or reference stage exports is the `inputs` of the evaluations after it. What any
+    stage exports below `figures/` is shown to people, and repeated by the mirror in MLflow; names
+    there are of letters, digits, spaces and `_.-`, and begin with a letter or digit.
     """
 
     @property

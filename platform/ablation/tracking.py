@@ -2,8 +2,9 @@
 
 One experiment a study, one parent run with its tables, one child run a cell, found by tag. The
 mirror only repeats what the ledger holds, with the ledger's own timestamps, so that MLflow drops
-what it already has: writing twice changes nothing. Of several runs with one tag, which drivers make
-that begin at once, the oldest is the one, and whoever sees the others deletes them.
+what it already has: writing twice changes nothing. What a run has of figures, a tag of it says. Of
+several runs with one tag, which drivers make that begin at once, the oldest is the one, and whoever
+sees the others deletes them.
 """
 
 import logging
@@ -11,7 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -20,9 +22,10 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from ablation.cells import Cell, Finished, PlannedStage, Standing, Waiting
+from ablation.curves import Point, curves, journal, points
 from ablation.journal import Record
 from ablation.ledger import Ledger
-from ablation.manifest import DamageError
+from ablation.pictures import figures
 from ablation.plan import Plan
 from ablation.run_words import params, status, tags
 from ablation.runs_page import VIEW_TAG, page, view
@@ -32,8 +35,7 @@ __all__ = ["TRACKING_ERRORS", "Mirror", "pages"]
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a tracking store raises that is away, full, broken or without its driver."""
 
-_log = logging.getLogger(__name__)
-_CELL, _STUDY = "ablation.cell", "ablation.study"
+_CELL, _STUDY, _FIGURES = "ablation.cell", "ablation.study", "ablation.figures"
 _GONE = "(no longer in the study)"
 _TRIES = 3
 _IN_THE_WAY = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -100,9 +102,10 @@ class Mirror:
         if standings is None:
             standings = self.ledger.standings(self.plan.stages)
         self._settled(self._settle)
-        for cell in self.plan.cells:
-            stands = [standings[stage.digest] for stage in cell]
-            self._settled(partial(self._sync, cell, stands))
+        stands = [(cell, [standings[stage.digest] for stage in cell]) for cell in self.plan.cells]
+        for act in (self._sync, self._show):  # all numbers are told before any figure
+            for cell, its in stands:
+                self._settled(partial(act, cell, its))
 
     def publish(self, texts: Mapping[str, str], *, figure: Figure) -> None:
         """Put texts and figure on the parent run, and `table.md` on the experiment's page too."""
@@ -210,13 +213,13 @@ class Mirror:
 
     def _hear(self, digest: str, records: Sequence[Record]) -> None:
         if digest not in self._heard:  # a driver before this one may have died before it told
-            records = [*self._journal(digest), *records]
+            records = [*journal(self.ledger, digest), *records]
         for cell, stage in self._holders(digest):
             run = self._run(cell)
             if self._states[run] != "RUNNING":
                 self._client.update_run(run, "RUNNING")
                 self._states[run] = "RUNNING"
-            self._log(run, list(dict.fromkeys(_metrics(stage, records))))
+            self._log(run, list(dict.fromkeys(points(stage, records))))
         self._heard.add(digest)
 
     def _holders(self, digest: str) -> list[tuple[Cell, PlannedStage]]:
@@ -228,53 +231,54 @@ class Mirror:
         run, state = self._runs[_key(cell)], status(stands)
         over = state in ("FINISHED", "FAILED")
         ended = self._ended_ms(cell) if over else None
-        metrics = [
-            metric
+        told = [
+            point
             for stage, standing in zip(cell, stands, strict=True)
             if not isinstance(standing, Waiting)
-            for metric in self._told(stage, standing)
+            for point in curves(self.ledger, stage, standing)
         ]
         agrees = (run.info.status, run.info.end_time) == (state, ended)
-        if state == "FINISHED" and not agrees and self._strays(run, metrics):
+        if state == "FINISHED" and not agrees and self._strays(run, told):
             # A damaged checkpoint, or a new ledger: MLflow deletes no points, so no run of them.
             self._client.delete_run(run.info.run_id)
             self._settle()
             run = self._runs[_key(cell)]
-        self._log(run.info.run_id, metrics)
+        self._log(run.info.run_id, told)
         if over:
             self._client.set_terminated(run.info.run_id, state, end_time=ended)
         elif self._states.get(run.info.run_id) != state:
             self._client.update_run(run.info.run_id, state)
         self._states[run.info.run_id] = state
 
-    def _told(self, stage: PlannedStage, standing: Standing) -> list[Metric]:
-        """All points of a stage: its journal's, and of its final metrics those not among them."""
-        points = list(_metrics(stage, self._journal(stage.digest)))
-        if not isinstance(standing, Finished):
-            return points
-        description = self.ledger.stage(stage.digest).description() or {}
-        time_ms = description.get("created", {}).get("time_ms", 0)
-        names = {point.key for point in points}
-        final = _metrics(stage, [Record(0, time_ms, standing.metrics)])
-        return [*points, *(point for point in final if point.key not in names)]
+    def _show(self, cell: Cell, stands: Sequence[Standing]) -> None:
+        """Give a run the figures of its finished stages, those that it does not say it has."""
+        run = self._runs[_key(cell)]
+        for stage, standing in zip(cell, stands, strict=True):
+            said = run.data.tags.get(f"{_FIGURES}.{stage.name}")
+            if isinstance(standing, Finished) and said != stage.digest:
+                self._upload(run.info.run_id, stage)
 
-    def _journal(self, digest: str) -> Sequence[Record]:
-        try:
-            return self.ledger.journal(digest)
-        except DamageError as error:
-            _log.warning("MLflow is told nothing of a journal that is damaged: %s", error)
-            return ()
+    def _upload(self, run: str, stage: PlannedStage) -> None:
+        with TemporaryDirectory() as scratch:
+            found = figures(self.ledger.stage(stage.digest), Path(scratch))
+            for path, file in found.items():
+                if file is not None:
+                    at = PurePosixPath(stage.name, path).parent
+                    self._client.log_artifact(run, str(file), str(at))
+        if found and None not in found.values():
+            self._client.set_tag(run, f"{_FIGURES}.{stage.name}", stage.digest)
 
-    def _strays(self, run: Run, metrics: Sequence[Metric]) -> bool:
+    def _strays(self, run: Run, told: Sequence[Point]) -> bool:
         """Whether a run has points of the ledger's steps that are not the ledger's points."""
-        times = {(m.key, m.step): m.timestamp for m in metrics}
+        times = {(point.key, point.step): point.time_ms for point in told}
         return any(
             times.get((m.key, m.step), m.timestamp) != m.timestamp
-            for key in run.data.metrics.keys() & {m.key for m in metrics}
+            for key in run.data.metrics.keys() & {point.key for point in told}
             for m in self._client.get_metric_history(run.info.run_id, key)
         )
 
-    def _log(self, run: str, metrics: Sequence[Metric]) -> None:
+    def _log(self, run: str, told: Sequence[Point]) -> None:
+        metrics = [Metric(*point) for point in told]
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
             self._client.log_batch(run, metrics[start : start + _METRICS_PER_BATCH])
 
@@ -292,9 +296,3 @@ def pages(uri: str, studies: Iterable[str]) -> dict[str, str]:
 
 def _key(cell: Cell) -> str:
     return cell.stages[0].digest
-
-
-def _metrics(stage: PlannedStage, records: Iterable[Record]) -> Iterable[Metric]:
-    for record in records:
-        for name, value in record.metrics.items():
-            yield Metric(f"{stage.name}/{name}", value, record.time_ms, record.step)

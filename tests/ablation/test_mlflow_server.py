@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ from ablation.protocol import Place
 from ablation.table import tabulate
 from ablation.testing import ToyTrainer, ignore, paced, stop_after
 from ablation.tracking import Mirror
+from drawing import FIGURES, Drawing
 
 # MLflow's server warns of what it is built of, and leaves connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TEXTS = {"table.md": "| slow |"}
 SOON = (0.02, 0.1)
+TOY = ToyTrainer()
 Answer = Iterable[bytes]
 _numbers = count()
 Application = Callable[[dict[str, Any], Any], Answer]
@@ -121,10 +124,10 @@ def mirror(plan, ledger, server) -> Callable[[], Mirror]:
     return lambda: Mirror(plan=plan, ledger=ledger, uri=server.uri)
 
 
-def _run(plan, ledger, place: Place, observe=ignore, should_stop=never) -> None:
+def _run(plan, ledger, place: Place, observe=ignore, should_stop=never, *, trainer=TOY) -> None:
     run_inline(
         plan.cells,
-        trainer=ToyTrainer(),
+        trainer=trainer,
         ledger=ledger,
         place=place,
         observe=observe,
@@ -220,6 +223,33 @@ def test_server__that_comes_back_is_caught_up(
     assert _finish(follower, plan, ledger)
     assert len(said) == 2
     _check(server.uri, plan, ledger)
+
+
+def test_server__that_refuses_figures_has_every_number_and_gets_them_later(
+    server, plan, ledger, toy_place, mirror
+):
+    said: list[str] = []
+
+    def refuse(server: Server, environ: dict[str, Any], start: Any) -> Answer:
+        if "/figures/" in environ["PATH_INFO"]:
+            return _answer("507 Insufficient Storage")(server, environ, start)
+        return server.application(environ, start)
+
+    server.trouble = refuse
+    follower = Follower(mirror(), said.append)
+    _run(plan, ledger, toy_place, follower, trainer=Drawing())
+    assert not _finish(follower, plan, ledger)
+    assert len(said) == 1
+    _check(server.uri, plan, ledger)
+    server.trouble, client = None, MlflowClient(server.uri)
+    again = mirror()
+    again.open()
+    again.sync()
+    experiment = client.get_experiment_by_name(plan.study.name).experiment_id
+    (run,) = client.search_runs([experiment], f"tags.mlflow.runName = '{plan.cells[0].title}'")
+    for path, content in FIGURES.items():
+        local = client.download_artifacts(run.info.run_id, f"train/{path}")
+        assert Path(local).read_bytes() == content
 
 
 def test_server__hangs_and_holds_up_neither_training_nor_the_end(

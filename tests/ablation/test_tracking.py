@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -30,23 +29,10 @@ pytestmark = MLFLOW_LEAKS
 TEXTS = {"table.md": "| slow |", "table.csv": "slow", "study.yaml": "name: toys"}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which it takes a second or more to make."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store without a folder for artifacts puts them into the working folder."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def uri(empty_store: Path, tmp_path: Path) -> str:
-    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
 
 
 @pytest.fixture
