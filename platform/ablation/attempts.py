@@ -47,9 +47,14 @@ class Attempt:
 
     @classmethod
     def parse(cls, content: bytes) -> "Attempt":
-        """The inverse of `to_bytes`; what it does not know is left out.
+        """The inverse of `to_bytes`.
 
         Raises ValueError for content that is not JSON.
         """
+        return cls.of(json.loads(content))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Attempt":
+        """The attempt of these values by name; what it does not know is left out."""
         known = {part.name for part in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(content).items() if name in known})
+        return cls(**{name: value for name, value in values.items() if name in known})

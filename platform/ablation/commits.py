@@ -1,16 +1,17 @@
 """What a stage's commit objects say: a checkpoint with the journal it rests on, or an outcome."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
+from ablation.attempts import Attempt
 from ablation.cells import Failed, Finished, Outcome
 from ablation.journal import Record, metrics_from_json, metrics_to_json
 from ablation.manifest import Manifest, manifest_from_json, manifest_to_json, seal, unseal
 from ablation.storage import Stored
 
-__all__ = ["Commit", "Ending", "Restored", "Segment", "manifest_of"]
+__all__ = ["Commit", "Ending", "Restored", "Segment", "ended_by", "manifest_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,15 @@ class Commit:
 class Ending:
     """An outcome with what a finished stage leaves: its artifacts and its whole journal.
 
-    `name` is that of the artifacts' folder.
+    `name` is that of the artifacts' folder. `last` is the attempt that came to this end: it may
+    have died before its own record said so.
     """
 
     outcome: Outcome
     name: str = ""
     artifacts: Manifest = field(default_factory=dict)
     journal: Manifest = field(default_factory=dict)
+    last: Attempt | None = None
 
     def to_bytes(self) -> bytes:
         """The commit object."""
@@ -98,6 +101,7 @@ class Ending:
                 "name": self.name,
                 "artifacts": manifest_to_json(self.artifacts),
                 "journal": manifest_to_json(self.journal),
+                "last": None if self.last is None else asdict(self.last),
             }
         )
 
@@ -113,7 +117,21 @@ class Ending:
             name=body["name"],
             artifacts=manifest_from_json(body["artifacts"]),
             journal=manifest_from_json(body["journal"]),
+            last=Attempt.of(last) if (last := body.get("last")) else None,
         )
+
+
+def ended_by(
+    attempts: Sequence[Attempt], ending: Callable[[], Ending | None]
+) -> tuple[Attempt, ...]:
+    """The attempts; one that does not say how it ended as the outcome says (asked only then)."""
+    last = None
+    if any(attempt.ended is None for attempt in attempts) and (held := ending()):
+        last = held.last
+    return tuple(
+        last if last and attempt.ended is None and attempt.number == last.number else attempt
+        for attempt in attempts
+    )
 
 
 def manifest_of(segments: Sequence[Segment]) -> Manifest:

@@ -16,7 +16,7 @@ from typing import Any
 from ablation.attempts import Attempt, Cause, Ended
 from ablation.cells import Begun, Failed, Finished, Outcome, PlannedStage, Standing, Waiting
 from ablation.claims import Claim, claims_at
-from ablation.commits import Commit, Ending, Restored, Segment
+from ablation.commits import Commit, Ending, Restored, Segment, ended_by
 from ablation.identity import canonical
 from ablation.journal import Record, parse_lines
 from ablation.manifest import DamageError, Manifest, compare, fetch, read_sound
@@ -129,7 +129,7 @@ class StageFolder:
     def attempts(self) -> tuple[Attempt, ...]:
         """Every try, the first one first; one whose record is damaged says only its number."""
         found = map(self._attempt, self._attempt_numbers())
-        return tuple(attempt for attempt in found if attempt is not None)
+        return ended_by([attempt for attempt in found if attempt is not None], self.ending)
 
     def ending(self) -> Ending | None:
         """The outcome with its manifests, None where the stage has none (or a damaged one)."""

@@ -12,8 +12,10 @@ journal of one that still lives, that one writes it again from memory.
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ablation.attempts import Attempt
 from ablation.cells import Failed, Finished
 from ablation.commits import Commit, Ending, Restored, Segment, manifest_of
 from ablation.journal import Record, metrics_to_json, to_lines
@@ -83,16 +85,17 @@ class StageWriter:
         *,
         export: Path,
         records: Sequence[Record],
+        last: Attempt | None = None,
         guard: Callable[[], None] = _unguarded,
     ) -> Finished:
         """End the stage well and for good, with the files in `export` as its artifacts.
 
-        Where another writer did so with the same metrics, its end stands. `guard` is called last
-        of all before the outcome is written.
+        Where another writer did so with the same metrics, its end stands. `last` is the attempt as
+        it has ended; `guard` is called last of all before the outcome is written.
         """
         finished = Finished(dict(metrics))
         if not self._finished_by_another(finished):
-            ending = self._prepare(finished, export, records)
+            ending = replace(self._prepare(finished, export, records), last=last)
             guard()
             if not self._finished_by_another(finished):
                 self._storage.write(self._at("outcome.json"), ending.to_bytes())

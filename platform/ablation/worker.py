@@ -86,7 +86,7 @@ class Lead:
         try:
             with closing(steps):
                 result = self._record(steps, writer)
-                outcome = self._end(result, writer, alone=workers == 1)
+                outcome = self._end(result, writer, attempt, alone=workers == 1)
         except TrainerError as trouble:
             cause = trouble.__cause__
             assert isinstance(cause, Exception)
@@ -166,7 +166,9 @@ class Lead:
     def _committed(self, step: int, total: int, records: tuple[Record, ...]) -> None:
         self._tell("committed", step=step, total=total, records=records)
 
-    def _end(self, result: Result | None, writer: StageWriter, *, alone: bool) -> Finished | None:
+    def _end(
+        self, result: Result | None, writer: StageWriter, attempt: Attempt, *, alone: bool
+    ) -> Finished | None:
         if result is None:
             if alone and not self.signals.stop:
                 raise TrainerError from ValueError(
@@ -178,7 +180,11 @@ class Lead:
         write = partial(called, result.export)
         with filled_scratch(self.folder.storage.patience, write) as folder:
             finished = writer.finish(
-                metrics, export=Path(folder), records=self.pending, guard=self.lease.check
+                metrics,
+                export=Path(folder),
+                records=self.pending,
+                last=replace(attempt, ended="finished", ended_ms=self.now_ms(), step=self.step),
+                guard=self.lease.check,
             )
         self._tell("finished", metrics=metrics, records=self._taken())
         return finished

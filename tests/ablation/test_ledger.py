@@ -3,6 +3,7 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 
@@ -169,6 +170,21 @@ def test_commit__finished_is_for_good(tmp_path):
         writer.finish({}, export=tmp_path, records=())
     assert not ledger.clear_failure(STAGE.digest)
     assert isinstance(ledger.outcome(STAGE.digest), Finished)
+
+
+def test_commit__outcome_says_how_its_attempt_ended_where_that_died_at_once(tmp_path):
+    ledger = new_ledger(tmp_path)
+    run(ledger, should_stop=stop_after(3))
+    run(ledger)
+    before = ledger.attempts([STAGE.digest])
+    assert [attempt.ended for attempt in before] == ["interrupted", "finished"]
+    record = tmp_path / "stages" / STAGE.digest / "attempts" / "2.json"
+    begun = replace(before[1], ended=None, ended_ms=None, step=None)
+    record.write_bytes(begun.to_bytes())
+    (first, second) = ledger.attempts([STAGE.digest])
+    assert first == before[0]
+    assert (second.ended, second.step) == ("finished", before[1].step)
+    assert second.begun_ms <= second.ended_ms <= before[1].ended_ms
 
 
 def test_commit__failure_can_be_cleared(tmp_path):
