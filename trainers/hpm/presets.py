@@ -19,6 +19,8 @@ _VIT_BASE_200: Final[Preset] = {
     "pixels": {"data": {"image_size": 32}},
     "knn": {},
     "linear": {},
+    # ViTDet on COCO; a place says where the set of this name lies.
+    "detect": {"data": {"name": "coco"}},
 }
 
 # pretrain_base.sh: as above, but one pass a step, 256 in all.
@@ -33,6 +35,8 @@ _VIT_LARGE_800: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {"epochs": 800, "optim": {"batch_size": 256}, "encoder": _LARGE},
     "random": {"encoder": _LARGE},
+    # detectron2's mask_rcnn_vitdet_l_100ep.
+    "detect": {"data": {"name": "coco"}, "drop_path": 0.4, "optim": {"layer_decay": 0.8}},
 }
 
 # Ours, for one core and about a minute: with batches of 16, two epochs of 8,000 images still make
@@ -61,6 +65,28 @@ _VIT_PICO: Final[Preset] = {
         "warmup_epochs": 5,
         "base_lr": 0.1,
         "batch_size": 256,
+    },
+    # About two minutes: far too few steps for a good detector, so its numbers are small.
+    "detect": {
+        "image_size": 32,
+        "min_scale": 0.8,
+        "max_scale": 1.25,
+        "drop_path": 0.0,
+        "channels": 32,
+        "convolutions": 1,
+        "box_width": 128,
+        "anchors": 32,
+        "regions": 16,
+        "proposals": 50,
+        "optim": {
+            "epochs": 1,
+            "warmup_epochs": 0.1,
+            "base_lr": 0.016,
+            "decay": "cosine",
+            "batch_size": 16,
+            "weight_decay": 0.05,
+            "precision": "float32",
+        },
     },
 }
 

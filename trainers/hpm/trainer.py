@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, final
 from hpm import config
 from hpm.data.fingerprint import fingerprint
 from hpm.evaluate.config import Knn, Linear, Pixels, Random
+from hpm.evaluate.detect.config import Detect, MissingPackageError, missing
+from hpm.evaluate.recipe import Recipe
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
 
@@ -109,6 +111,15 @@ class HpmTrainer:
                     f"batch_size must be divisible by {workers} workers, got {size}. "
                     "Change one of the two."
                 )
+            case Detect(optim=Recipe(batch_size=size, accumulate=parts)) if (
+                size % (workers * parts) != 0
+            ):
+                return (
+                    f"optim.batch_size must be divisible by {workers} workers times "
+                    f"optim.accumulate={parts}, got {size}. Change one of the three."
+                )
+            case Detect():
+                return missing()
         return None
 
 
@@ -143,12 +154,21 @@ def _load_linear() -> _Run:
     return run
 
 
+def _load_detect() -> _Run:
+    if problem := missing():
+        raise MissingPackageError(problem)
+    from hpm.evaluate.detect.stage import run
+
+    return run
+
+
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
     "pixels": HpmStage(kind="reference", config_type=Pixels, load=_load_pixels),
     "knn": HpmStage(kind="evaluate", config_type=Knn, load=_load_knn),
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
+    "detect": HpmStage(kind="evaluate", config_type=Detect, load=_load_detect),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {
@@ -159,6 +179,9 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "knn/top5": "higher",
     "linear/top1": "higher",
     "linear/top5": "higher",
+    "detect/box_ap": "higher",
+    "detect/mask_ap": "higher",
+    "detect/box_ap50": "higher",
 }
 
 TRAINER: Final = HpmTrainer()

@@ -6,6 +6,7 @@ and must not depend on where the data lie.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
@@ -13,13 +14,23 @@ from typing import assert_never
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
-from hpm.data.layout import Embedded, Folders, ImageFile, Tables, image_files, locate
+from hpm.data.annotations import read_annotations
+from hpm.data.layout import (
+    Annotated,
+    Embedded,
+    Folders,
+    ImageFile,
+    Tables,
+    image_files,
+    locate,
+)
 
 __all__ = ["fingerprint"]
 
 _MIB = 1 << 20
 _HASHED_BYTES = 512 * _MIB
 _HASHED_FILES = 100_000
+_READ_BYTES = 64 * _MIB
 _MAGIC = b"PAR1"
 
 
@@ -27,15 +38,17 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
     """SHA-256 over both splits of a data set; the same content elsewhere has the same one.
 
     It covers, of FashionScenes, the digests of its source files and rendered images; of folders,
-    every image's relative path and content; of Parquet files, their names and content.
+    every image's relative path and content; of Parquet files, their names and content; of COCO's
+    layout, the annotations' content and every image's name and content.
 
     Of sets of more than 512 MiB (of folders: or 100,000 images) the content is not read in full.
-    Folders then count by every image's path and size; Parquet files by their labels, sizes and
-    first and last MiB. An image replaced there by another of equal size is therefore taken for the
-    same.
+    Folders (also COCO's) then count by every image's path and size; Parquet files by their labels,
+    sizes and first and last MiB. An image replaced there by another of equal size is therefore
+    taken for the same.
 
     What is plainly unreadable is reported now, before anything runs: see `require_readable` for
-    images; Parquet files must have the columns, labels and classes that `open_parquet` asks for.
+    images; Parquet files must have the columns, labels and classes that `open_parquet` asks for;
+    annotations of up to 64 MiB (COCO's of its validation split) are read and checked.
 
     Raises:
         DataError: the data set is unknown, absent, laid out otherwise, or has unreadable files.
@@ -51,6 +64,8 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
                 return _digest("folders", *_list_folders(train, val))
             case Tables() as tables:
                 return _digest("parquet", *_list_tables(tables))
+            case Annotated() as annotated:
+                return _digest("coco", *_list_annotated(annotated))
             case other:
                 assert_never(other)
 
@@ -78,6 +93,23 @@ def _list_folders(*splits: Path) -> list[list[tuple[str, int | str]]]:
 def _hash(path: Path) -> str:
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _list_annotated(annotated: Annotated) -> list[object]:
+    listed: list[object] = []
+    for folder, file in (
+        (annotated.train, annotated.train_file),
+        (annotated.val, annotated.val_file),
+    ):
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        whole = sum(sizes.values()) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
+        images = [(n, _hash(folder / n) if whole else sizes[n]) for n in sorted(sizes)]
+        if file.stat().st_size <= _READ_BYTES:
+            names = read_annotations(file, folder).paths.tolist()
+            require_readable([folder / name for name in names])
+        listed += [images, _hash(file)]
+    return listed
 
 
 def _list_tables(tables: Tables) -> list[object]:

@@ -11,6 +11,7 @@ from hpm.data.errors import DataError, UnreachableError
 
 __all__ = [
     "EMBEDDED",
+    "Annotated",
     "Embedded",
     "Folders",
     "ImageFile",
@@ -48,7 +49,17 @@ class Tables:
     val: tuple[Path, ...]
 
 
-Layout: TypeAlias = Embedded | Folders | Tables
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotated:
+    """COCO's layout: a folder of images for each split, and a file that says what is in them."""
+
+    train: Path
+    val: Path
+    train_file: Path
+    val_file: Path
+
+
+Layout: TypeAlias = Annotated | Embedded | Folders | Tables
 
 
 class ImageFile(NamedTuple):
@@ -63,7 +74,9 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
     """What `name` stands for; `roots` gives a folder for every data set that is not built in.
 
     A folder holds either `train/` and `val/` (or `valid/`, `validation/`, `test/`: the first that
-    exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`.
+    exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`, or
+    COCO's `train2017/` and `val2017/` with `annotations/instances_train2017.json` and
+    `instances_val2017.json` (all of them also without the year).
 
     Raises:
         DataError: the name is unknown.
@@ -82,13 +95,14 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
     root = roots[name]
     if not root.is_dir():
         raise UnreachableError(f"Data set {name!r} must lie in an existing folder, got {root}.")
-    layout = _folders(root) or _tables(root) or _tables(root / "data")
+    layout = _annotated(root) or _folders(root) or _tables(root) or _tables(root / "data")
     if layout is None:
         # It may be there at another time: what a disk is mounted on is an empty folder without it.
         raise UnreachableError(
             f"Data set {name!r} must have a training and a validation split in {root}: the folders "
             "train and val with a folder for each class, or the files train*.parquet and "
-            "val*.parquet (validation*, test*); they are not there."
+            "val*.parquet (validation*, test*), or COCO's train2017 and val2017 with annotations; "
+            "they are not there."
         )
     return layout
 
@@ -101,6 +115,23 @@ def _unknown(name: str, roots: Mapping[str, Path]) -> str:
         f"Data set {name!r} is unknown; known: {', '.join(known)}.{guess} "
         f"Say where it lies: --data {name}=FOLDER, or under data: in a profile."
     )
+
+
+def _annotated(root: Path) -> Annotated | None:
+    for year in ("2017", ""):
+        train, val = root / f"train{year}", root / f"val{year}"
+        files = [root / "annotations" / f"instances_{split.name}.json" for split in (train, val)]
+        absent = [str(file) for file in files if not file.is_file()]
+        # Without the year the folders may be ImageNet's; one of the files shows that they are not.
+        if not (train.is_dir() and val.is_dir()) or (len(absent) == 2 and not year):
+            continue
+        if absent:
+            raise UnreachableError(
+                f"{train} and {val} must have COCO's annotations, but "
+                f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not there."
+            )
+        return Annotated(train=train, val=val, train_file=files[0], val_file=files[1])
+    return None
 
 
 def _folders(root: Path) -> Folders | None:

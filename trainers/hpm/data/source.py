@@ -6,10 +6,10 @@ from typing import Literal, Protocol, TypeAlias, assert_never
 
 from PIL import Image
 
-from hpm.data.errors import reading
+from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
-from hpm.data.layout import Embedded, Folders, Tables, locate
+from hpm.data.layout import Annotated, Embedded, Folders, Tables, locate
 
 __all__ = ["Source", "Split", "open_source"]
 
@@ -52,5 +52,10 @@ def open_source(name: str, split: Split, roots: Mapping[str, Path]) -> Source:
                 from hpm.data.parquet import open_parquet
 
                 return open_parquet(tables, split)
+            case Annotated():
+                raise DataError(
+                    f"Images must have one class each, but those of data set {name!r} have objects "
+                    "(COCO's annotations); such a set is for detect alone."
+                )
             case other:
                 assert_never(other)
