@@ -5,6 +5,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from hpm.config import Pretrain
+from hpm.evaluate.detect.config import Detect, VitDetRecipe
 from hpm.presets import PRESETS
 from hpm.trainer import TRAINER
 
@@ -55,3 +56,14 @@ def test_preset__pico_schedules_hard_patches_from_its_first_epoch() -> None:
     config = _pretrain("vit_pico_32px")
     assert (config.num_patches, config.num_hidden(0.75)) == (64, 48)
     assert config.mask.hard_range == (0.0, 0.5)
+
+
+def test_preset__detects_as_vitdet_does() -> None:
+    base, large = (
+        _build(Detect, PRESETS[name]["detect"])
+        for name in ("vit_base_in1k_200ep", "vit_large_in1k_800ep")
+    )
+    assert base.optim == VitDetRecipe()
+    assert (base.image_size, base.drop_path, base.optim.layer_decay) == (1024, 0.1, 0.7)
+    assert (large.drop_path, large.optim.layer_decay) == (0.4, 0.8)
+    assert large.optim.base_lr == base.optim.base_lr

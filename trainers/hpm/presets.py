@@ -66,7 +66,7 @@ _VIT_PICO: Final[Preset] = {
         "base_lr": 0.1,
         "batch_size": 256,
     },
-    # About two minutes: far too few steps for a good detector, so its numbers are small.
+    # About two minutes: 500 steps, far too few for a good detector, so its numbers are small.
     "detect": {
         "image_size": 32,
         "min_scale": 0.8,

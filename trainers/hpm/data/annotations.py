@@ -63,7 +63,8 @@ def read_annotations(file: Path, images: Path) -> Annotations:
 
     Raises:
         DataError: it is no file of COCO's instances, or an annotation is of an image or a category
-            that it does not describe, has a box outside of its image, or no mask; or none is of an object.
+            that it does not describe, has a box outside of its image, or no mask; or none is of an
+            object.
         UnreachableError: the file, or an image that it names, is absent.
     """
     document = _parse(file)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
+from hpm.data.annotations import read_annotations
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
-from hpm.data.annotations import read_annotations
 from hpm.data.layout import (
     Annotated,
     Embedded,
@@ -31,6 +31,7 @@ _MIB = 1 << 20
 _HASHED_BYTES = 512 * _MIB
 _HASHED_FILES = 100_000
 _READ_BYTES = 64 * _MIB
+_PICTURES = (".jpeg", ".jpg", ".png")
 _MAGIC = b"PAR1"
 
 
@@ -106,8 +107,8 @@ def _list_annotated(annotated: Annotated) -> list[object]:
         whole = sum(sizes.values()) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
         images = [(n, _hash(folder / n) if whole else sizes[n]) for n in sorted(sizes)]
         if file.stat().st_size <= _READ_BYTES:
-            names = read_annotations(file, folder).paths.tolist()
-            require_readable([folder / name for name in names])
+            read_annotations(file, folder)
+        require_readable([folder / name for name in sizes if name.lower().endswith(_PICTURES)])
         listed += [images, _hash(file)]
     return listed
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpm.evaluate.detect.config import Detect, DetectData
-from hpm.evaluate.recipe import Recipe
+from hpm.evaluate.detect.config import Detect, DetectData, VitDetRecipe
 
 SIDE = 32
 
@@ -99,12 +98,10 @@ def small() -> Detect:
         anchors=16,
         regions=8,
         proposals=20,
-        optim=Recipe(
+        optim=VitDetRecipe(
             epochs=3,
             warmup_epochs=0.0,
             base_lr=0.1,
-            min_lr=0.0,
-            decay="steps",
             batch_size=4,
             accumulate=2,
             ema=0.5,

@@ -94,7 +94,9 @@ def test_region_pool__takes_larger_regions_from_coarser_maps():
 
 
 def test_region_pool__has_the_gradient_of_roi_align():
-    maps = [torch.randn(1, 3, 8 >> k, 8 >> k, generator=_draws()).requires_grad_() for k in range(4)]
+    maps = [
+        torch.randn(1, 3, 8 >> k, 8 >> k, generator=_draws()).requires_grad_() for k in range(4)
+    ]
     boxes = torch.tensor([[1.0, 2.0, 9.0, 12.0], [0.0, 0.0, 5.0, 5.0]])
     pooled = RegionPool(2, 16)({str(k): m for k, m in enumerate(maps)}, [boxes], SIZES[:1])
     weights = torch.randn(pooled.shape, generator=_draws())

@@ -44,7 +44,8 @@ class JitteredBatch(NamedTuple):
     def targets(self, device: torch.device) -> list[Target]:
         """The objects of each image."""
         counts = self.counts.tolist()
-        parts = [t.to(device).split(counts) for t in (self.boxes, self.labels, self.masks)]
+        held = (self.boxes, self.labels, self.masks)
+        parts = [torch.split(tensor.to(device), counts) for tensor in held]
         return [Target(*objects) for objects in zip(*parts, strict=True)]
 
 

@@ -159,5 +159,5 @@ def _gather(mine: Found, searched: bool, device: torch.device) -> list[Found]:
     counts = all_gather(sizes.view(-1, 2).to(device)).cpu()
     parts = [all_gather(part.to(device)).cpu() for part in mine]
     by_worker = (counts[:, 0], counts[:, 0], counts[:, 1])
-    split = [part.split(of.tolist()) for part, of in zip(parts, by_worker, strict=True)]
+    split = [torch.split(part, of.tolist()) for part, of in zip(parts, by_worker, strict=True)]
     return [Found(*one) for one in zip(*split, strict=True)]

@@ -58,9 +58,8 @@ def paste_mask(
     return mask
 
 
-def _weights(
-    pixels: NDArray[np.int64], low: float, high: float, side: int
-) -> NDArray[np.float64]:
+def _weights(pixels: NDArray[np.int64], low: float, high: float, side: int) -> NDArray[np.float64]:
     """What each cell of the grid weighs at each pixel's centre."""
     at = np.clip((pixels + 0.5 - low) / max(high - low, 1e-6) * side - 0.5, 0, side - 1)
-    return np.clip(1 - np.abs(at[:, None] - np.arange(side)), 0, 1)
+    weights: NDArray[np.float64] = np.clip(1 - np.abs(at[:, None] - np.arange(side)), 0, 1)
+    return weights

@@ -123,13 +123,12 @@ class Detector(nn.Module):
         pooled = self.heads.mask_roi_pool(maps, boxes, sizes)
         logits_RCMM = self.heads.mask_predictor(self.heads.mask_head(pooled))
         if not len(logits_RCMM):
-            return logits_RCMM.sum()
+            nothing: Tensor = logits_RCMM.sum()
+            return nothing
         together = list(zip(targets, boxes, owners, strict=True))
         labels_R = torch.cat([target.labels[owner] for target, _, owner in together])
         side: int = logits_RCMM.shape[-1]
-        grids_RMM = torch.cat(
-            [crop_masks(t.masks, b, o, side) for t, b, o in together if len(b)]
-        )
+        grids_RMM = torch.cat([crop_masks(t.masks, b, o, side) for t, b, o in together if len(b)])
         rows = torch.arange(len(labels_R), device=labels_R.device)
         return binary_cross_entropy_with_logits(logits_RCMM[rows, labels_R], grids_RMM)
 

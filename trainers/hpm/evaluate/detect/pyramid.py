@@ -49,7 +49,7 @@ class Pyramid(nn.Module):
         """Five maps of normalised images, named 0 to 3 and `pool`."""
         tokens_BND = self.encoder(images_BCHW)[:, self.encoder.num_prefix_tokens :]
         grid = self.encoder.patch_embed.grid_size
-        last_BDHW = tokens_BND.transpose(1, 2).unflatten(2, grid)
+        last_BDHW = tokens_BND.transpose(1, 2).reshape(len(tokens_BND), -1, *grid)
         maps = {
             str(number): output(scale(last_BDHW))
             for number, (scale, output) in enumerate(zip(self.scales, self.outputs, strict=True))
@@ -63,5 +63,6 @@ class _Halve(nn.Module):
     """Max-pooling of 2 x 2 pixels, whose gradient is the same in every run on CUDA too."""
 
     def forward(self, map_BDHW: Tensor) -> Tensor:
-        pairs = map_BDHW.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-        return torch.amax(pairs, dim=(3, 5))
+        images, width, rows, columns = map_BDHW.shape
+        squares = map_BDHW.view(images, width, rows // 2, 2, columns // 2, 2)
+        return torch.amax(squares, dim=(3, 5))

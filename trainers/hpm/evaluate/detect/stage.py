@@ -1,10 +1,10 @@
 """Detection as an evaluation: trains the detector, searches the validation split, and scores.
 
-Views, drop paths and the choice of anchors and regions depend on (seed, epoch, image) alone, so they
-are the same for any number of workers. Losses are means over the anchors and regions of a worker's
-images, as in torchvision; where images have fewer than are asked for, a mean over other images
-weighs each a little otherwise, so with another number of workers more differs than the order of
-sums. Letters: B images, P branches of the encoder.
+Views, drop paths and the choice of anchors and regions depend on (seed, epoch, image) alone, so
+they are the same for any number of workers. Losses are means over the anchors and regions of a
+worker's images, as in torchvision; where images have fewer than are asked for, a mean over fewer
+images weighs each a little otherwise, so with another number of workers more differs than the order
+of sums. Letters: B images, P branches of the encoder.
 """
 
 import json
@@ -141,7 +141,9 @@ class _Work:
         steps = range(self.training.done, self.training.total)
         keys = training_keys(len(self.source), steps, seed=self.seed, shares=shares)
         paths = len(self.learner.paths)
-        return load(JitteredViews(self.source, self.config, self.seed, paths), keys, loaders=loaders)
+        return load(
+            JitteredViews(self.source, self.config, self.seed, paths), keys, loaders=loaders
+        )
 
     def update(self, batches: Iterator[JitteredBatch]) -> tuple[dict[str, float], list[Tensor]]:
         """Metrics of the next update, and the images that it was taken on."""
