@@ -77,3 +77,13 @@ def test_fitted__says_what_is_shown(blocks):
     assert batch.shown.tolist() == [[64, 48]] * 2
     assert batch.sizes.tolist() == [[32, 24]] * 2
     assert batch.images[:, :, 48:].abs().max() < 0.02
+
+
+def test_batches__of_fashion_scenes_have_a_garment_each(small):
+    train, val = open_objects("fashion-scenes", {})
+    batch = JitteredViews(train, small, 7, 0)(key(0, 7999))
+    assert batch.counts.tolist() == [1, 1]
+    assert batch.coins.shape == (2, 0)
+    assert batch.labels.tolist() == [train.objects(i).labels[0] + 1 for i in (0, 7999)]
+    fitted = FittedViews(val, 32)(key(5))
+    assert fitted.shown.tolist() == fitted.sizes.tolist() == [[32, 32]]

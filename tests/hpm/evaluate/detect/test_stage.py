@@ -82,6 +82,16 @@ def test_detect__resumes_bit_identically(drain, stage, small, tmp_path, step):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_detect__is_bit_identical_on_cuda(drain, stage, small, precision):
+    config = replace(small, optim=replace(small.optim, precision=precision))
+    first, second = (drain(stage(config)) for _ in range(2))
+    assert first.traces == second.traces
+    assert first.result.metrics == second.result.metrics
+
+
 def test_detect__the_seed_moves_everything(drain, stage, small):
     one, same, other = (drain(stage(small, seed=seed)).traces for seed in (0, 0, 1))
     assert one == same

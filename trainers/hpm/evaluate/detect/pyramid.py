@@ -1,8 +1,8 @@
 """ViTDet's simple feature pyramid: maps of five strides from the last map of a plain encoder.
 
 Strides are p/4, p/2, p, 2p and 4p for patches of side p. Attention is global in every block, as in
-pretraining; ViTDet's windows save time on large images and are no part of it here. Letters: B
-images of side S, N patches, D width of the encoder, C channels of the pyramid, H and W of a map.
+pretraining: ViTDet's windows, a matter of speed, and its relative positions are left out. Letters:
+B images of side S, N patches, D width of the encoder, C channels of the pyramid, H and W of a map.
 """
 
 from typing import TypeAlias, final
