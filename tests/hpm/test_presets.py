@@ -5,6 +5,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from hpm.config import Pretrain
+from hpm.evaluate.detect.config import Detect, VitDetRecipe
 from hpm.evaluate.finetune_config import Finetune
 from hpm.presets import PRESETS
 from hpm.schedules import peak_learning_rate
@@ -77,3 +78,14 @@ def test_preset__baselines_hide_what_their_authors_hide() -> None:
     assert peak_learning_rate(simmim.optim) == pytest.approx(4e-4)
     assert peak_learning_rate(maskfeat.optim) == pytest.approx(1.6e-3)
     assert peak_learning_rate(beit.optim) == pytest.approx(1.5e-3)
+
+
+def test_preset__detects_as_vitdet_does() -> None:
+    base, large = (
+        _build(Detect, PRESETS[name]["detect"])
+        for name in ("vit_base_in1k_200ep", "vit_large_in1k_800ep")
+    )
+    assert base.optim == VitDetRecipe()
+    assert (base.image_size, base.drop_path, base.optim.layer_decay) == (1024, 0.1, 0.7)
+    assert (large.drop_path, large.optim.layer_decay) == (0.4, 0.8)
+    assert large.optim.base_lr == base.optim.base_lr

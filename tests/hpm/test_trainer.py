@@ -15,7 +15,7 @@ from hpm.data.fingerprint import fingerprint
 from hpm.evaluate.config import Checkpoint, EvalData, Knn, Linear, Pixels, Random
 from hpm.evaluate.finetune_config import Augment, Finetune
 from hpm.evaluate.recipe import Recipe
-from hpm.evaluate.segment.config import Segment
+from hpm.evaluate.segment.config import Segment, UperNetRecipe
 from hpm.progress import Place
 from hpm.trainer import TRAINER
 
@@ -26,7 +26,7 @@ _ALONE = """
 import sys
 from types import SimpleNamespace
 
-FORBIDDEN = ("ablation", "ray", "mlflow", "pandas", "pyarrow", "pydantic")
+FORBIDDEN = ("ablation", "ray", "mlflow", "pandas", "pyarrow", "pycocotools", "pydantic")
 for name in FORBIDDEN:
     sys.modules[name] = None
 
@@ -53,7 +53,8 @@ assert next(steps).metrics["hard_share"] == 0.5
 _LIGHT = """
 import sys
 import hpm.trainer
-heavy = {"torch", "timm", "torchvision", "ray", "mlflow", "pandas", "pyarrow"} & sys.modules.keys()
+heavy = {"torch", "timm", "torchvision", "ray", "mlflow", "pandas", "pyarrow", "pycocotools"}
+heavy &= sys.modules.keys()
 assert not heavy, heavy
 """
 
@@ -79,6 +80,7 @@ def test_trainer__has_one_training_stage() -> None:
         "linear": "evaluate",
         "segment": "evaluate",
         "finetune": "evaluate",
+        "detect": "evaluate",
     }
 
 
@@ -156,7 +158,7 @@ def test_check__lets_a_probe_with_kept_features_run_anywhere() -> None:
 
 
 def test_check__wants_equal_shares_of_a_segmentation_step() -> None:
-    config = Segment(optim=Recipe(batch_size=12, accumulate=2))
+    config = Segment(optim=UperNetRecipe(batch_size=12, accumulate=2))
     assert [TRAINER.check(config, workers) for workers in (1, 2, 6)] == [None] * 3
     problem = TRAINER.check(config, 4)
     assert problem is not None

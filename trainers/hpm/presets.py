@@ -25,6 +25,8 @@ _VIT_BASE_200: Final[Preset] = {
     "segment": {"data": {"name": "ade20k"}, "layers": (4, 6, 8, 12)},
     # FINETUNE.md: 8 GPUs with 48 images each; the defaults are its ViT-B/16.
     "finetune": {},
+    # ViTDet on COCO; a place says where the set of this name lies.
+    "detect": {"data": {"name": "coco"}},
 }
 
 # pretrain_base.sh: as above, but one pass a step, 256 in all.
@@ -42,6 +44,8 @@ _VIT_LARGE_800: Final[Preset] = {
     "segment": {"data": {"name": "ade20k"}, "layers": (8, 12, 16, 24)},
     # FINETUNE.md: 8 GPUs with 64 images each.
     "finetune": {"optim": {"epochs": 50, "batch_size": 512}},
+    # detectron2's mask_rcnn_vitdet_l_100ep.
+    "detect": {"data": {"name": "coco"}, "drop_path": 0.4, "optim": {"layer_decay": 0.8}},
 }
 
 # microsoft/SimMIM, configs/vit_base__800ep: learning rate 1e-4 for a batch of 512, and its data
@@ -158,6 +162,28 @@ _VIT_PICO: Final[Preset] = {
             "warmup_epochs": 0.5,
             "base_lr": 0.016,
             "batch_size": 16,
+            "precision": "float32",
+        },
+    },
+    # About two minutes: 500 steps, far too few for a good detector, so its numbers are small.
+    "detect": {
+        "image_size": 32,
+        "min_scale": 0.8,
+        "max_scale": 1.25,
+        "drop_path": 0.0,
+        "channels": 32,
+        "convolutions": 1,
+        "box_width": 128,
+        "anchors": 32,
+        "regions": 16,
+        "proposals": 50,
+        "optim": {
+            "epochs": 1,
+            "warmup_epochs": 0.1,
+            "base_lr": 0.016,
+            "decay": "cosine",
+            "batch_size": 16,
+            "weight_decay": 0.05,
             "precision": "float32",
         },
     },

@@ -5,23 +5,18 @@ is read and planned in a moment; a stage loads its own module when it runs.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias, final
 
 from hpm import config
-from hpm.data.errors import DataError
-from hpm.data.fingerprint import file_digest, fingerprint
-from hpm.data.maps import Classes
-from hpm.data.serving import require_labels, require_maps
 from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
-from hpm.evaluate.finetune_config import Augment, Finetune
-from hpm.evaluate.recipe import Recipe
+from hpm.evaluate.detect.config import Detect, MissingPackageError, missing
+from hpm.evaluate.finetune_config import Finetune
 from hpm.evaluate.segment.config import Segment
-from hpm.hub import find_file, find_weights
+from hpm.needs import digest_of, misfit, reads, unshared
 from hpm.presets import PRESETS
 from hpm.progress import Place, StageRun
-from hpm.rules import ConfigError
 
 __all__ = ["TRAINER", "HpmStage", "HpmTrainer"]
 
@@ -95,16 +90,8 @@ class HpmTrainer:
         return _METRICS
 
     def reads(self, settings: Any, /) -> Mapping[str, str]:
-        """The data set, weights and codebook that a stage names itself."""
-        names: dict[str, str | None] = {}
-        if settings.data is not None:
-            names["data.name"] = settings.data.name
-        match settings:
-            case config.Pretrain(target=target):
-                names |= {"target.teacher": target.teacher, "target.codebook": target.codebook}
-            case Checkpoint(weights=weights):
-                names["weights"] = weights
-        return {path: name for path, name in names.items() if name is not None}
+        """The data set, weights and codebook that a stage names itself, by dotted path."""
+        return reads(settings)
 
     def fingerprint(self, path: str, name: str, place: Place, /) -> str:
         """Digest of a data set, or of a file of weights.
@@ -112,99 +99,18 @@ class HpmTrainer:
         Raises:
             DataError: it is unknown, absent or unreadable.
         """
-        match path:
-            case "data.name":
-                return fingerprint(name, place.data)
-            case "target.teacher":
-                return file_digest(find_weights(name, place))
-            case _:
-                return file_digest(find_file(name, place))
+        return digest_of(path, name, place)
 
     def fits(self, settings: Any, parent: Any, place: Place, /) -> str | None:
         """Why a stage cannot run on what a stage of `parent` exports; None where it can."""
-        try:
-            _try(settings, parent, place)
-        except (DataError, ConfigError) as error:
-            return str(error)
-        return None
+        return misfit(settings, parent, place)
 
     def check(self, settings: Any, workers: int, /) -> str | None:
         """Why a configuration cannot run on so many workers; None where it can."""
-        match settings:
-            case config.Pretrain(optim=config.Optim(batch_size=size, accumulate=parts)) if (
-                size % (workers * parts) != 0
-            ):
-                return (
-                    f"optim.batch_size must be divisible by {workers} workers times "
-                    f"optim.accumulate={parts}, got {size}. Change one of the three."
-                )
-            case Linear(augment=True, batch_size=size) if size % workers != 0:
-                return (
-                    f"batch_size must be divisible by {workers} workers, got {size}. "
-                    "Change one of the two."
-                )
-            case Segment(optim=Recipe(batch_size=size, accumulate=parts)) if (
-                size % (workers * parts) != 0
-            ):
-                return (
-                    f"optim.batch_size must be divisible by {workers} workers times "
-                    f"optim.accumulate={parts}, got {size}. Change one of the three."
-                )
-            case Finetune(
-                optim=Recipe(batch_size=size, accumulate=parts), augment=Augment(mixes=mixes)
-            ) if size % (workers * parts * (1 + mixes)) != 0:
-                pairs = ", and the quotient even, for images are mixed in pairs" if mixes else ""
-                return (
-                    f"optim.batch_size must be divisible by {workers} workers times "
-                    f"optim.accumulate={parts}{pairs}; got {size}. Change one of the three."
-                )
-        return None
-
-
-def _try(settings: Any, parent: Any, place: Place) -> None:
-    """See that a stage finds what it needs in its data set, its weights and its parent."""
-    name = (settings.data or parent.data).name
-    _require_encoder(settings, parent)
-    match settings:
-        case Segment(data=data):
-            settings.require(parent.encoder)
-            require_maps(name, place.data, Classes() if data is None else data.said)
-            return
-        case config.Pretrain(target=config.Target(kind="teacher" | "tokens")):
-            _try_target(settings, place)
-        case Checkpoint():
-            _try_checkpoint(settings, place)
-    if not isinstance(settings, Checkpoint | Random | Pixels):
-        require_labels(name, place.data)
-
-
-def _require_encoder(settings: Any, parent: Any) -> None:
-    if isinstance(settings, Finetune | Segment) and isinstance(parent, Pixels):
-        raise DataError(
-            "An evaluation that trains an encoder needs one, but the pixels reference has none. "
-            "Leave pixels out of references, or this evaluation out of the study."
-        )
-    trails = isinstance(parent, config.Pretrain) and parent.needs_teacher
-    if getattr(settings, "role", "student") == "teacher" and parent is not None and not trails:
-        raise DataError(
-            "role must be student where pretraining has no teacher (references, plain MAE, or "
-            "hard_share 0 without the target ema), got teacher."
-        )
+        return unshared(settings, workers)
 
 
 # The one place where imports belong into functions: a plan needs these stages, but no torch.
-def _try_target(settings: config.Pretrain, place: Place) -> None:
-    from hpm.targets import build_target
-
-    build_target(replace(settings, target=replace(settings.target, precompute=False)), place)
-
-
-def _try_checkpoint(settings: Checkpoint, place: Place) -> None:
-    from hpm.evaluate.references import read_checkpoint
-
-    read_checkpoint(settings, place)
-
-
 def _load_pretrain() -> _Run:
     from hpm.pretrain import run
 
@@ -253,6 +159,14 @@ def _load_finetune() -> _Run:
     return run
 
 
+def _load_detect() -> _Run:
+    if problem := missing():
+        raise MissingPackageError(problem)
+    from hpm.evaluate.detect.stage import run
+
+    return run
+
+
 _STAGES: Final = {
     "pretrain": HpmStage(kind="train", config_type=config.Pretrain, load=_load_pretrain),
     "random": HpmStage(kind="reference", config_type=Random, load=_load_random),
@@ -262,6 +176,7 @@ _STAGES: Final = {
     "linear": HpmStage(kind="evaluate", config_type=Linear, load=_load_linear),
     "segment": HpmStage(kind="evaluate", config_type=Segment, load=_load_segment),
     "finetune": HpmStage(kind="evaluate", config_type=Finetune, load=_load_finetune),
+    "detect": HpmStage(kind="evaluate", config_type=Detect, load=_load_detect),
 }
 
 _METRICS: Final[Mapping[str, Direction]] = {
@@ -279,6 +194,9 @@ _METRICS: Final[Mapping[str, Direction]] = {
     "segment/pixel_accuracy": "higher",
     "finetune/top1": "higher",
     "finetune/top5": "higher",
+    "detect/box_ap": "higher",
+    "detect/mask_ap": "higher",
+    "detect/box_ap50": "higher",
 }
 
 TRAINER: Final = HpmTrainer()

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 
 from hpm.data.maps import VOID, MapSource
 from hpm.data.sampling import Key
-from hpm.evaluate.segment.config import UPERNET, MapData, Segment
+from hpm.evaluate.segment.config import MapData, Segment, UperNetRecipe
 from hpm.evaluate.segment.heads import ChannelDrop, Linear, Segmenter, UperNet, build_head
 from hpm.evaluate.segment.resizing import halve, pool, resize
 from hpm.evaluate.segment.scores import class_ious, confusion, mean_iou, pixel_accuracy
@@ -310,11 +310,12 @@ def test_whole_views__have_the_annotations_own_size():
 
 
 def test_config__is_the_official_links():
-    steps = 20_210 // UPERNET.batch_size
-    assert abs(UPERNET.epochs * steps - 160_000) < steps
-    assert UPERNET.warmup_epochs * steps == pytest.approx(1500, rel=0.01)
-    assert UPERNET.base_lr * UPERNET.batch_size / 256 == pytest.approx(1e-4)
-    assert (UPERNET.weight_decay, UPERNET.layer_decay, UPERNET.decay) == (0.05, 0.65, "linear")
+    recipe = UperNetRecipe()
+    steps = 20_210 // recipe.batch_size
+    assert abs(recipe.epochs * steps - 160_000) < steps
+    assert recipe.warmup_epochs * steps == pytest.approx(1500, rel=0.01)
+    assert recipe.base_lr * recipe.batch_size / 256 == pytest.approx(1e-4)
+    assert (recipe.weight_decay, recipe.layer_decay, recipe.decay) == (0.05, 0.65, "linear")
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ and must not depend on where the data lie.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
+from hpm.data.annotations import read_annotations
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
 from hpm.data.layout import (
+    Annotated,
     Embedded,
     Folders,
     ImageFile,
@@ -29,6 +32,8 @@ __all__ = ["file_digest", "fingerprint"]
 _MIB = 1 << 20
 _HASHED_BYTES = 512 * _MIB
 _HASHED_FILES = 100_000
+_READ_BYTES = 64 * _MIB
+_PICTURES = (".jpeg", ".jpg", ".png")
 _MAGIC = b"PAR1"
 
 
@@ -37,16 +42,17 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
 
     It covers, of FashionScenes, the digests of its source files and rendered images; of folders,
     every image's relative path and content, and every annotation's; of Parquet files, their names
-    and content.
+    and content; of COCO's layout, the annotations' content and every image's name and content.
 
     Of sets of more than 512 MiB (of folders: or 100,000 images) the content is not read in full.
-    Folders then count by every image's path and size; Parquet files by their labels, sizes and
-    first and last MiB. An image replaced there by another of equal size is therefore taken for the
-    same.
+    Folders (also COCO's) then count by every image's path and size; Parquet files by their labels,
+    sizes and first and last MiB. An image replaced there by another of equal size is therefore
+    taken for the same.
 
     What is plainly unreadable is reported now, before anything runs: see `require_readable` for
     images; an image without its annotation; Parquet files with labels, but without the columns and
-    classes that `open_parquet` asks for. `hpm.data.serving` says whether a data set serves a stage.
+    classes that `open_parquet` asks for; COCO's annotations of up to 64 MiB (its validation split
+    has less). `hpm.data.serving` says whether a data set serves a stage.
 
     Raises:
         DataError: the data set is unknown, absent, laid out otherwise, or has unreadable files.
@@ -64,6 +70,8 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
                 return _digest("parquet", *_list_tables(tables))
             case Maps(root):
                 return _digest("maps", *_list_maps(root))
+            case Annotated() as annotated:
+                return _digest("coco", *_list_annotated(annotated))
             case other:
                 assert_never(other)
 
@@ -98,9 +106,27 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _list_annotated(annotated: Annotated) -> list[object]:
+    listed: list[object] = []
+    for folder, file in (
+        (annotated.train, annotated.train_file),
+        (annotated.val, annotated.val_file),
+    ):
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        whole = sum(sizes.values()) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
+        images = [(n, file_digest(folder / n) if whole else sizes[n]) for n in sorted(sizes)]
+        if file.stat().st_size <= _READ_BYTES:
+            read_annotations(file, folder)
+        require_readable([folder / name for name in sizes if name.lower().endswith(_PICTURES)])
+        listed += [images, file_digest(file)]
+    return listed
+
+
 def _list_tables(tables: Tables) -> list[object]:
     # pyarrow is needed by Parquet sets alone; planning another need not wait for its import.
-    from hpm.data.parquet import has_maps, labels_digest
+    from hpm.data.map_tables import has_maps
+    from hpm.data.parquet import labels_digest
 
     outlines = _outlines(tables)
     return outlines if has_maps(tables) else [*outlines, labels_digest(tables)]

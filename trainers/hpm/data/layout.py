@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, assert_never
 
 from hpm.data.errors import DataError, UnreachableError
 
 __all__ = [
     "EMBEDDED",
+    "Annotated",
     "Embedded",
     "Folders",
     "ImageFile",
@@ -22,6 +23,7 @@ __all__ = [
     "locate",
     "map_files",
     "no_labels",
+    "no_objects",
 ]
 
 EMBEDDED = "fashion-scenes"
@@ -60,7 +62,17 @@ class Maps:
     root: Path
 
 
-Layout: TypeAlias = Embedded | Folders | Tables | Maps
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotated:
+    """COCO's layout: a folder of images for each split, and a file that says what is in them."""
+
+    train: Path
+    val: Path
+    train_file: Path
+    val_file: Path
+
+
+Layout: TypeAlias = Annotated | Embedded | Folders | Maps | Tables
 
 
 class ImageFile(NamedTuple):
@@ -85,7 +97,9 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
 
     A folder holds either `train/` and `val/` (or `valid/`, `validation/`, `test/`: the first that
     exists), or `train*.parquet` and `val*.parquet` (or `test*.parquet`), these also in `data/`, or
-    `images/training/` and `images/validation/` (ADE20K).
+    `images/training/` and `images/validation/` (ADE20K), or
+    COCO's `train2017/` and `val2017/` with `annotations/instances_train2017.json` and
+    `instances_val2017.json` (all of them also without the year).
 
     Raises:
         DataError: the name is unknown.
@@ -104,23 +118,41 @@ def locate(name: str, roots: Mapping[str, Path]) -> Layout:
     root = roots[name]
     if not root.is_dir():
         raise UnreachableError(f"Data set {name!r} must lie in an existing folder, got {root}.")
-    layout = _folders(root) or _maps(root) or _tables(root) or _tables(root / "data")
+    kinds = (_annotated, _folders, _maps, _tables, lambda at: _tables(at / "data"))
+    layout = next((found for kind in kinds if (found := kind(root))), None)
     if layout is None:
         # It may be there at another time: what a disk is mounted on is an empty folder without it.
         raise UnreachableError(
             f"Data set {name!r} must have a training and a validation split in {root}: the folders "
             "train and val with a folder for each class, or the files train*.parquet and "
             "val*.parquet (validation*, test*), or the folders images/training and "
-            "images/validation; they are not there."
+            "images/validation, or COCO's train2017 and val2017 with annotations; they are not "
+            "there."
         )
     return layout
 
 
-def no_labels(name: str, root: Path) -> str:
-    """What to say where images need labels and have maps of classes."""
+def no_labels(name: str, layout: Maps | Annotated) -> str:
+    """What to say where images need labels and have maps of classes, or objects."""
+    match layout:
+        case Maps(root):
+            held, serve = f"{root} holds images with maps of classes", "segment"
+        case Annotated(train=train):
+            held, serve = f"{train} holds images with objects", "detect"
+        case other:
+            assert_never(other)
     return (
-        f"Data set {name!r} must have a class for each image, but {root} holds images with maps of "
-        "classes, which serve segmentation alone. Name another data set in data.name."
+        f"Data set {name!r} must have a class for each image, but {held}, which serve {serve} "
+        "alone. Name another data set in data.name."
+    )
+
+
+def no_objects(name: str, root: Path) -> str:
+    """What to say where objects are needed and nothing says where they are."""
+    return (
+        f"Data set {name!r} must say where objects are, but {root} has no "
+        "annotations/instances_*.json. Name a set in COCO's layout under detect's data.name, or "
+        "fashion-scenes."
     )
 
 
@@ -132,6 +164,23 @@ def _unknown(name: str, roots: Mapping[str, Path]) -> str:
         f"Data set {name!r} is unknown; known: {', '.join(known)}.{guess} "
         f"Say where it lies: --data {name}=FOLDER, or under data: in a profile."
     )
+
+
+def _annotated(root: Path) -> Annotated | None:
+    for year in ("2017", ""):
+        train, val = root / f"train{year}", root / f"val{year}"
+        files = [root / "annotations" / f"instances_{split.name}.json" for split in (train, val)]
+        absent = [str(file) for file in files if not file.is_file()]
+        # Without the year the folders may be ImageNet's; one of the files shows that they are not.
+        if not (train.is_dir() and val.is_dir()) or (len(absent) == 2 and not year):
+            continue
+        if absent:
+            raise UnreachableError(
+                f"{train} and {val} must have COCO's annotations, but "
+                f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not there."
+            )
+        return Annotated(train=train, val=val, train_file=files[0], val_file=files[1])
+    return None
 
 
 def _folders(root: Path) -> Folders | None:

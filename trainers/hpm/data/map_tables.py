@@ -15,7 +15,7 @@ from hpm.data.errors import DataError
 from hpm.data.layout import Tables
 from hpm.data.parquet import OpenFile, Rows, holds_images, open_file, rows_of
 
-__all__ = ["TableMaps", "open_map_tables"]
+__all__ = ["TableMaps", "has_maps", "open_map_tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,16 @@ class TableMaps:
         """The encoded annotation, and what it is called in a sentence."""
         encoded, named = self.rows.encoded(index, "annotation")
         return encoded, f"The annotation of row{named.removeprefix('Row')}"
+
+
+def has_maps(tables: Tables) -> bool:
+    """Whether the files have annotations in the place of labels.
+
+    Raises:
+        DataError: a file is unreadable.
+    """
+    columns = open_file(tables.train[0]).columns
+    return "annotation" in columns and "label" not in columns
 
 
 def open_map_tables(tables: Tables, split: Literal["train", "val"]) -> TableMaps:

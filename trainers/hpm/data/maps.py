@@ -18,7 +18,7 @@ from PIL import Image
 from hpm.data.decoding import decode
 from hpm.data.errors import DataError, UnreachableError, reading
 from hpm.data.fashion_scenes.scenes import CLASSES, FashionScenes
-from hpm.data.layout import Embedded, Folders, MapFile, Maps, Tables, locate, map_files
+from hpm.data.layout import Annotated, Embedded, Folders, MapFile, Maps, Tables, locate, map_files
 
 __all__ = ["VOID", "ClassMap", "Classes", "MapSource", "glance", "open_maps", "require_fit"]
 
@@ -124,10 +124,10 @@ def open_maps(
                 return _source(
                     rows, rows.names or None, 255 if rows.void is None else rows.void, said
                 )
-            case Folders(train=train):
+            case Folders(train=train) | Annotated(train=train):
                 raise DataError(
-                    f"Data set {name!r} must have a class for each pixel, but {train} holds a "
-                    "class for each image. Segmentation needs images/training, images/validation, "
+                    f"Data set {name!r} must have a class for each pixel, but {train} holds "
+                    "none. Segmentation needs images/training, images/validation, "
                     "annotations/training and annotations/validation, or Parquet files with the "
                     "columns image and annotation; name another data set in data.name of this "
                     "evaluation."

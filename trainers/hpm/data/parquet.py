@@ -31,7 +31,6 @@ __all__ = [
     "OpenFile",
     "ParquetImages",
     "Rows",
-    "has_maps",
     "holds_images",
     "labels_digest",
     "open_file",
@@ -116,16 +115,6 @@ def open_parquet(tables: Tables, split: Literal["train", "val"]) -> ParquetImage
     source = _describe(_open_all(tables), split)
     source.rows.hold()
     return source
-
-
-def has_maps(tables: Tables) -> bool:
-    """Whether the files have annotations in the place of labels.
-
-    Raises:
-        DataError: a file is unreadable.
-    """
-    columns = open_file(tables.train[0]).columns
-    return "annotation" in columns and "label" not in columns
 
 
 def labels_digest(tables: Tables) -> str:

@@ -5,10 +5,19 @@ from pathlib import Path
 from typing import assert_never
 
 from hpm.data.errors import DataError, reading
-from hpm.data.layout import Embedded, Folders, Maps, Tables, locate, no_labels
+from hpm.data.layout import (
+    Annotated,
+    Embedded,
+    Folders,
+    Maps,
+    Tables,
+    locate,
+    no_labels,
+    no_objects,
+)
 from hpm.data.maps import Classes, glance, open_maps, require_fit
 
-__all__ = ["require_labels", "require_maps"]
+__all__ = ["require_labels", "require_maps", "require_objects"]
 
 
 def require_labels(name: str, roots: Mapping[str, Path]) -> None:
@@ -26,8 +35,8 @@ def require_labels(name: str, roots: Mapping[str, Path]) -> None:
                 from hpm.data.parquet import labels_digest
 
                 labels_digest(tables)
-            case Maps(root):
-                raise DataError(no_labels(name, root))
+            case Maps() | Annotated() as layout:
+                raise DataError(no_labels(name, layout))
             case other:
                 assert_never(other)
 
@@ -44,3 +53,14 @@ def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> None:
             return
     for split in ("train", "val"):
         glance(open_maps(name, split, roots, said))
+
+
+def require_objects(name: str, roots: Mapping[str, Path]) -> None:
+    """See that a data set says where objects are; its annotations are read when it is opened.
+
+    Raises:
+        DataError: it does not.
+    """
+    with reading(roots.get(name, name)):
+        if not isinstance(locate(name, roots), Annotated | Embedded):
+            raise DataError(no_objects(name, roots[name]))

@@ -9,7 +9,7 @@ from PIL import Image
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
-from hpm.data.layout import Embedded, Folders, Maps, Tables, locate, no_labels
+from hpm.data.layout import Annotated, Embedded, Folders, Maps, Tables, locate, no_labels
 
 __all__ = ["Source", "Split", "open_source"]
 
@@ -52,7 +52,7 @@ def open_source(name: str, split: Split, roots: Mapping[str, Path]) -> Source:
                 from hpm.data.parquet import open_parquet
 
                 return open_parquet(tables, split)
-            case Maps(root):
-                raise DataError(no_labels(name, root))
+            case Maps() | Annotated() as layout:
+                raise DataError(no_labels(name, layout))
             case other:
                 assert_never(other)

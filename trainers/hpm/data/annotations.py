@@ -1,0 +1,191 @@
+"""COCO's files of annotations: read, checked, and kept in arrays that are cheap to copy.
+
+Letters: N images, A annotations, in the order of their images.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpm.data.errors import DataError, UnreachableError
+
+__all__ = ["Annotations", "read_annotations"]
+
+_SLACK = 1.0
+"""Pixels that a box may stick out of its image: COCO's own boxes are rounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotations:
+    """What is in the images of one split; classes are numbered from 0, by their ids."""
+
+    file: Path
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """As in the file, for each class."""
+    paths: NDArray[np.str_]
+    """[N], below the split's folder."""
+    image_ids: NDArray[np.int64]
+    """[N], ascending."""
+    sizes: NDArray[np.int64]
+    """[N, 2], width and height."""
+    starts: NDArray[np.int64]
+    """[N + 1], each image's first annotation, and A."""
+    labels: NDArray[np.int64]
+    """[A]."""
+    boxes: NDArray[np.float64]
+    """[A, 4]: left, top, width, height, in pixels."""
+    areas: NDArray[np.float64]
+    """[A], in pixels."""
+    crowd: NDArray[np.bool_]
+    """[A], True where one annotation stands for many objects."""
+    ids: NDArray[np.int64]
+    """[A], as in the file."""
+    outlines: bytes
+    """The `segmentation` of all annotations, each as JSON; one object, so that loader processes
+    need not copy a million."""
+    ends: NDArray[np.int64]
+    """[A + 1], where each begins in `outlines`, and its length."""
+
+    def outline(self, number: int) -> Any:
+        """The `segmentation` of one annotation: polygons, or runs."""
+        return json.loads(self.outlines[self.ends[number] : self.ends[number + 1]])
+
+
+def read_annotations(file: Path, images: Path) -> Annotations:
+    """What `file` says of the images in the folder `images`.
+
+    Raises:
+        DataError: it is no file of COCO's instances, or an annotation is of an image or a category
+            that it does not describe, has a box outside of its image, or no mask; or none is of an
+            object.
+        UnreachableError: the file, or an image that it names, is absent.
+    """
+    document = _parse(file)
+    try:
+        pictures = sorted(document["images"], key=lambda image: image["id"])
+        categories = sorted(document["categories"], key=lambda category: category["id"])
+        given = list(document["annotations"])
+        _require_images(file, images, [picture["file_name"] for picture in pictures])
+        return _collect(file, pictures, categories, given)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{file} must be a file of COCO's instances, with `images`, `categories` and "
+            f"`annotations` and their fields, but one is missing or of another kind: {error}."
+        ) from error
+
+
+def _parse(file: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UnreachableError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise DataError(f"{file} must be JSON; replace it ({error}).") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{file} must be a JSON object, got {type(document).__name__}.")
+    return document
+
+
+def _require_images(file: Path, folder: Path, names: Sequence[str]) -> None:
+    there = {path.name for path in folder.iterdir()}
+    absent = [name for name in names if name not in there and not (folder / name).is_file()]
+    if absent:
+        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+        raise UnreachableError(
+            f"{file} names images that must be in {folder}, but these are not: "
+            f"{', '.join(absent[:10])}{more}. Add them, or take them out of the file."
+        )
+
+
+def _collect(
+    file: Path,
+    pictures: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+    given: Sequence[Mapping[str, Any]],
+) -> Annotations:
+    classes = {category["id"]: number for number, category in enumerate(categories)}
+    known = {picture["id"]: picture for picture in pictures}
+    if problems := [p for a in given if (p := _problem(a, classes=classes, pictures=known))]:
+        more = f" And {len(problems) - 5} more like it." if len(problems) > 5 else ""
+        raise DataError(f"{file}: {' '.join(problems[:5])}{more}")
+    if all(annotation.get("iscrowd", 0) for annotation in given):
+        raise DataError(f"{file} must have an annotation of an object, got crowds alone or none.")
+    given = sorted(given, key=lambda annotation: (annotation["image_id"], annotation["id"]))
+    counts = Counter(annotation["image_id"] for annotation in given)
+    outlines = [json.dumps(annotation["segmentation"]).encode() for annotation in given]
+    boxes = np.array([a["bbox"] for a in given], dtype=np.float64).reshape(-1, 4)
+    return Annotations(
+        file=file,
+        classes=tuple(str(category["name"]) for category in categories),
+        category_ids=tuple(classes),
+        paths=np.array([picture["file_name"] for picture in pictures], dtype=np.str_),
+        image_ids=np.array(list(known), dtype=np.int64),
+        sizes=np.array([(p["width"], p["height"]) for p in pictures], np.int64).reshape(-1, 2),
+        starts=_starts([counts[image] for image in known]),
+        labels=np.array([classes[a["category_id"]] for a in given], dtype=np.int64),
+        boxes=boxes,
+        areas=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in given], np.float64),
+        crowd=np.array([bool(a.get("iscrowd", 0)) for a in given], dtype=np.bool_),
+        ids=np.array([a["id"] for a in given], dtype=np.int64),
+        outlines=b"".join(outlines),
+        ends=_starts([len(outline) for outline in outlines]),
+    )
+
+
+def _problem(
+    annotation: Mapping[str, Any],
+    *,
+    classes: Mapping[int, int],
+    pictures: Mapping[int, Mapping[str, Any]],
+) -> str | None:
+    name = f"annotation {annotation['id']}"
+    picture = pictures.get(annotation["image_id"])
+    if picture is None:
+        return f"{name} must be of an image of the file, got image_id {annotation['image_id']}."
+    if annotation["category_id"] not in classes:
+        return (
+            f"{name} must be of a category of the file, got category_id "
+            f"{annotation['category_id']}; known: {', '.join(map(str, classes))}."
+        )
+    left, top, width, height = annotation["bbox"]
+    across, down = picture["width"], picture["height"]
+    inside = min(left, top) >= -_SLACK and min(width, height) >= 0
+    if not (inside and left + width <= across + _SLACK and top + height <= down + _SLACK):
+        return (
+            f"{name} must have its box inside of {picture['file_name']} ({across} x {down}), "
+            f"got left {left:g}, top {top:g}, width {width:g}, height {height:g}."
+        )
+    if not _is_outline(annotation["segmentation"], across, down):
+        return (
+            f"{name} must have as its segmentation polygons of at least three points, or runs "
+            f"of {picture['file_name']} ({across} x {down})."
+        )
+    return None
+
+
+def _is_outline(outline: object, width: int, height: int) -> bool:
+    match outline:
+        case {"size": [int(h), int(w)], "counts": list(lengths)}:
+            return (h, w) == (height, width) and sum(lengths) == width * height
+        case {"size": [int(h), int(w)], "counts": str()}:
+            return (h, w) == (height, width)
+        case [_, *_]:
+            return all(
+                isinstance(part, list)
+                and len(part) >= 6
+                and len(part) % 2 == 0
+                and all(isinstance(value, int | float) for value in part)
+                for part in outline
+            )
+    return False
+
+
+def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
