@@ -163,7 +163,7 @@ def test_coco__wants_images_of_the_size_that_is_said(root):
 
 
 def test_coco__is_no_set_of_classified_images(root):
-    with pytest.raises(DataError, match="have objects"):
+    with pytest.raises(DataError, match="images with objects, which serve detect"):
         open_source("set", "train", {"set": root})
 
 

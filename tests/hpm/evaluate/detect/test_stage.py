@@ -5,12 +5,15 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pycocotools import mask as runs
 
+from hpm.config import Data
 from hpm.data.errors import DataError
+from hpm.evaluate.config import Random
 from hpm.evaluate.detect import found as finding
 from hpm.evaluate.detect.config import Detect, DetectData, MissingPackageError, missing
 from hpm.evaluate.detect.stage import run
@@ -195,13 +198,15 @@ def test_detect__has_vitdets_recipe():
 
 def test_detect__an_absent_package_is_named(monkeypatch):
     assert missing() is None
-    assert TRAINER.check(Detect(), 1) is None
+    place = SimpleNamespace(data={}, threads=1, loaders=0, download=False)
+    parent = Random(data=Data(name="fashion-scenes", image_size=32))
+    assert TRAINER.fits(Detect(), parent, place) is None
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     sentence = missing()
     assert sentence is not None
     assert "pycocotools" in sentence
     assert "pip install 'hpm-ablation[detection]'" in sentence
-    assert TRAINER.check(Detect(), 1) == sentence
+    assert TRAINER.fits(Detect(), parent, place) == sentence
     with pytest.raises(MissingPackageError, match="which is not installed here"):
         TRAINER.stages()["detect"].load()
     assert not MissingPackageError.retry
