@@ -108,7 +108,11 @@ def _require(settings: Any, parent: Any, place: Place) -> None:
             settings.require(parent.encoder)
             require_maps(name, place.data, Classes() if data is None else data.said)
         case Detect():
+            settings.require(parent.encoder)
             require_objects(name, place.data)
+        case Finetune():
+            settings.require(parent.encoder)
+            require_labels(name, place.data)
         case config.Pretrain(target=config.Target(kind="teacher" | "tokens")):
             require_labels(name, place.data)
             _try_target(settings, place)

@@ -34,7 +34,6 @@ from hpm.evaluate.finetune_views import Part, Views
 from hpm.evaluate.training import Training
 from hpm.progress import Place, Progress, Result, StageRun
 from hpm.randomness import Purpose, generator
-from hpm.rules import require
 from hpm.tracing import digest
 from hpm.weights import Description, load_encoder
 
@@ -174,15 +173,9 @@ class _Work:
 
 def _data(config: Finetune, description: Description) -> Data:
     """The images that the settings ask for, or those that the encoder was trained on."""
-    trained, patch = description.data, description.encoder.patch_size
+    config.require(description.encoder)
+    trained = description.data
     size = config.image_size or trained.image_size
-    require(
-        (
-            size % patch == 0,
-            "image_size",
-            f"must be divisible by the encoder's patch_size={patch}, got {size}.",
-        )
-    )
     named = config.data or EvalData(name=trained.name, flip=trained.flip)
     return Data(name=named.name, image_size=size, min_crop=named.min_crop, flip=named.flip)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpm.config import Encoder
 from hpm.evaluate.config import EvalData
 from hpm.evaluate.recipe import Recipe
 from hpm.rules import require
@@ -64,3 +65,13 @@ class Finetune:
             (size is None or size >= 1, "image_size", f"must be at least 1 or null, got {size}."),
             (0 <= drop < 1, "drop_path", f"must be in [0, 1), got {drop:g}."),
         )
+
+    def require(self, encoder: Encoder) -> None:
+        """See that images of the size asked for are whole patches of an encoder.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        size, patch = self.image_size, encoder.patch_size
+        sentence = f"must be divisible by the encoder's patch_size={patch}, got {size}."
+        require((size is None or size % patch == 0, "image_size", sentence))

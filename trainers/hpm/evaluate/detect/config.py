@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import ClassVar, Literal, final
 
+from hpm.config import Encoder
 from hpm.evaluate.recipe import Recipe
 from hpm.rules import at_least_one, require
 
@@ -102,3 +103,13 @@ class Detect:
                 f"must be in [0, 1), got {self.drop_path:g}.",
             ),
         )
+
+    def require(self, encoder: Encoder) -> None:
+        """See that images are a whole number of times four patches of an encoder.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        size, unit = self.image_size, 4 * encoder.patch_size
+        sentence = f"must be divisible by {unit}, four patches of the encoder, got {size}."
+        require((size % unit == 0, "image_size", sentence))

@@ -7,7 +7,6 @@ images weighs each a little otherwise, so with another number of workers more di
 of sums. Letters: B images, P branches of the encoder.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +18,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hpm.checkpoint import load_state, save_state
-from hpm.config import Data
-from hpm.data.errors import DataError
 from hpm.data.object_sources import open_objects
 from hpm.data.objects import ObjectImages, Truth
 from hpm.data.sampling import Shares, load, steps_per_epoch, training_keys
@@ -31,10 +28,10 @@ from hpm.evaluate.detect.config import Detect
 from hpm.evaluate.detect.found import Finds, write_results
 from hpm.evaluate.detect.network import Detector
 from hpm.evaluate.drop_path import hand_coins, replace_drop_paths
+from hpm.evaluate.features import require_encoder
 from hpm.evaluate.training import Training
 from hpm.progress import Place, Progress, Result, StageRun
 from hpm.randomness import Purpose, generator
-from hpm.rules import require
 from hpm.tracing import digest
 from hpm.weights import load_encoder
 
@@ -104,7 +101,7 @@ class _Work:
         # The detector's own seed, for its order and views are not to be those of pretraining.
         own_seed = int(generator(Purpose.PROBE, seed=seed).integers(2**63))
         worker = this_worker()
-        trained_on = _require_encoder(inputs)
+        trained_on = require_encoder(inputs, config.role, evaluation="detect").data
         source, queries = open_objects((config.data or trained_on).name, place.data)
         epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
         detector = _build(config, inputs, seed=own_seed, classes=len(source.classes))
@@ -216,24 +213,5 @@ def _build(config: Detect, inputs: Path, *, seed: int, classes: int) -> Detector
             inputs, role=config.role, image_size=config.image_size, drop_path=config.drop_path
         )
         assert isinstance(encoder, VisionTransformer)
-        unit = 4 * description.encoder.patch_size
-        size = config.image_size
-        require(
-            (
-                size % unit == 0,
-                "image_size",
-                f"must be divisible by {unit}, four patches of the encoder, got {size}.",
-            )
-        )
+        config.require(description.encoder)
         return Detector(encoder, config, classes=classes)
-
-
-def _require_encoder(inputs: Path) -> Data:
-    """The images that the encoder was trained on."""
-    document = json.loads((inputs / "encoder.json").read_text())
-    if not isinstance(document["encoder"], dict):
-        raise DataError(
-            "detect trains an encoder, and a reference of kind "
-            f"{document['encoder']!r} has none; leave this reference or detect out."
-        )
-    return Data(**document["data"])
