@@ -12,9 +12,12 @@ from torch.nn.functional import normalize as unit
 
 from hpm.codebook import fit_entries, make_codebook
 from hpm.config import Decoder, Mask, Predictor, Pretrain, Target
+from hpm.data.decoding import decode
 from hpm.data.errors import DataError, UnreachableError
+from hpm.data.fashion_scenes.manifest import read_source
 from hpm.data.source import open_source
 from hpm.data.views import normalize
+from hpm.frozen import FrozenTeacher
 from hpm.learner import build_student
 from hpm.losses import token_loss
 from hpm.masking import split_patches
@@ -200,6 +203,19 @@ def test_teacher__sees_each_patch_where_it_is(aligned: Pretrain, tiny_place: Pla
     assert divmod(int(moved.argmax()), 8) == (0, 7)
     flipped = target.values(Seen(images.flip(3)))[1].reshape(8, 8, 112)
     assert divmod(int((flipped.reshape(64, 112) - values[0]).norm(dim=-1).argmax()), 8) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {967})])
+def test_teacher__still_knows_what_its_authors_taught_it(
+    aligned: Pretrain, tiny_place: Place, name: str, classes: set[int]
+) -> None:
+    """A cat and an espresso, by ImageNet's numbers: weights, names and scaling are right."""
+    teacher = FrozenTeacher.load(aligned, tiny_place)
+    photograph = decode(read_source(f"{name}.jpg"), named=name).resize((224, 224), 3)
+    pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        scores = teacher.model((pixels - teacher.scale[0]) / teacher.scale[1])
+    assert int(scores.argmax()) in classes
 
 
 def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Place) -> None:

@@ -143,7 +143,9 @@ def test_detect__keeps_what_it_found_in_cocos_format(drain, stage, small, tmp_pa
 
 
 def test_detect__refuses_pixels(stage, small, pixels):
-    with pytest.raises(DataError, match="detect needs an encoder, but the pixels reference has none"):
+    with pytest.raises(
+        DataError, match="detect needs an encoder, but the pixels reference has none"
+    ):
         next(stage(small, inputs=pixels))
 
 
