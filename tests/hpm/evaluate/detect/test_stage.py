@@ -143,9 +143,7 @@ def test_detect__keeps_what_it_found_in_cocos_format(drain, stage, small, tmp_pa
 
 
 def test_detect__refuses_pixels(stage, small, pixels):
-    with pytest.raises(
-        DataError, match="detect needs an encoder, but the pixels ref"
-    ):
+    with pytest.raises(DataError, match="detect needs an encoder, but the pixels ref"):
         next(stage(small, inputs=pixels))
 
 
