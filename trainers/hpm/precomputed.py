@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Self, final
 
 import numpy as np
@@ -109,8 +110,8 @@ class Precomputed:
             for index in indices
         ]
         maps = self.teacher.map(normalize(np.stack(squares)).to(this_worker().device))
-        # A name of its own until it is whole: others may be writing the same.
-        written = self._file(number).with_suffix(f".{os.getpid()}.npy")
+        # A name of its own until it is whole: others, on other machines too, may write the same.
+        written = self._file(number).with_suffix(f".{token_hex(4)}.npy")
         np.save(written, maps.cpu().half().numpy(), allow_pickle=False)
         written.replace(self._file(number))
 
