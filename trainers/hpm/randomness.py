@@ -10,7 +10,7 @@ from enum import IntEnum, unique
 
 import numpy as np
 
-__all__ = ["Purpose", "generator"]
+__all__ = ["Purpose", "generator", "own_seed"]
 
 
 @unique
@@ -60,3 +60,8 @@ def generator(
         )
     counter = np.array([0, purpose, epoch, index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=seed, counter=counter))
+
+
+def own_seed(seed: int) -> int:
+    """The seed of an evaluation, whose order and crops are not to be those of pretraining."""
+    return int(generator(Purpose.PROBE, seed=seed).integers(2**63))

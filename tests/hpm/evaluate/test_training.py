@@ -37,8 +37,8 @@ def start(encoder: Path) -> Callable[..., Training[tuple[Tensor, Tensor]]]:
         network, _ = load_encoder(encoder, classes=6)
         network.head.reset_parameters()
 
-        def loss(part: tuple[Tensor, Tensor]) -> Tensor:
-            return cross_entropy(network(part[0]), part[1])
+        def loss(part: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            return {"loss": cross_entropy(network(part[0]), part[1])}
 
         return Training(network, network, recipe, loss, epoch_steps=3)
 

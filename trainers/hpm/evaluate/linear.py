@@ -27,7 +27,7 @@ from hpm.evaluate.config import OFFICIAL_MIN_CROP, Linear
 from hpm.evaluate.features import Features, FrozenEncoder, load_frozen
 from hpm.evaluate.probe import Probe
 from hpm.progress import Place, Progress, Result, StageRun
-from hpm.randomness import Purpose, generator
+from hpm.randomness import own_seed
 from hpm.tracing import digest
 
 __all__ = ["run"]
@@ -57,7 +57,7 @@ def run(
     """
     assert inputs is not None, "a linear probe needs an exported encoder"
     settle(place.threads)
-    work = _Work.start(config, seed=seed, place=place, inputs=inputs)
+    work = _Work.start(config, seed=own_seed(seed), place=place, inputs=inputs)
     if resume is not None:
         work.restore(resume)
     for features in work.extracted:
@@ -99,10 +99,8 @@ class _Work:
         data = encoder.data
         if config.data is None:
             data = replace(data, min_crop=OFFICIAL_MIN_CROP)
-        # The probe's own seed, for its order and crops are not to be those of pretraining.
-        own_seed = int(generator(Purpose.PROBE, seed=seed).integers(2**63))
         return cls(
-            seed=own_seed,
+            seed=seed,
             data=data,
             encoder=encoder,
             source=source,
@@ -113,7 +111,7 @@ class _Work:
                 width=encoder.width,
                 classes=len(source.classes),
                 epoch_steps=steps_per_epoch(len(source), config.batch_size),
-                seed=own_seed,
+                seed=seed,
                 device=encoder.device,
             ),
         )

@@ -8,7 +8,7 @@ a network, its batches and a loss. Nothing here draws a random number.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeAlias, TypeVar, final
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -22,12 +22,15 @@ from hpm.progress import NonFiniteLossError
 from hpm.schedules import learning_rate
 from hpm.tracing import digest
 
-__all__ = ["Training"]
+__all__ = ["Loss", "Training"]
 
 _RECORDS = 200
 """Steps of a training that have metrics, about."""
 
 Part = TypeVar("Part")
+
+Loss: TypeAlias = Callable[[Part], Mapping[str, Tensor]]
+"""The terms of a part's loss by name, scalars on the device; the loss is their sum."""
 
 
 @final
@@ -36,7 +39,7 @@ class Training(Generic[Part]):
 
     `network` is on the worker's device and its weights are drawn or loaded; those of `encoder`, a
     part of it (or all of it), have rates that fall by layer. What needs no gradient is not trained.
-    `loss` is the mean over the images of a part, which it moves to the device itself.
+    `loss` gives means over the images of a part, which it moves to the device itself.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Training(Generic[Part]):
         network: nn.Module,
         encoder: VisionTransformer,
         recipe: Recipe,
-        loss: Callable[[Part], Tensor],
+        loss: Loss[Part],
         *,
         epoch_steps: int,
     ) -> None:
@@ -72,7 +75,8 @@ class Training(Generic[Part]):
     def update(self, parts: Sequence[Part]) -> dict[str, float]:
         """One optimizer step over the parts of a batch; about 200 steps have metrics.
 
-        These are `loss`, `grad_norm` (before clipping) and `lr` (of the last layer).
+        These are `loss`, the terms that it is made of where there are several, `grad_norm` (before
+        clipping) and `lr` (of the last layer).
 
         Raises:
             NonFiniteLossError: the loss of a step with metrics is not finite.
@@ -82,7 +86,7 @@ class Training(Generic[Part]):
             group["lr"] = rate * group["lr_scale"]
         self.network.train()
         self.optimizer.zero_grad()
-        mean = self._backward(parts)
+        terms = self._backward(parts)
         average_gradients(self.network)
         trained = [p for p in self.network.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm or math.inf)
@@ -91,10 +95,11 @@ class Training(Generic[Part]):
         self.done += 1
         if self.done % max(1, self.total // _RECORDS) and self.done != self.total:
             return {}
-        loss = all_mean(mean).item()
+        means = dict(zip(terms, all_mean(torch.stack(list(terms.values()))).tolist(), strict=True))
+        loss = sum(means.values())
         self._require_finite(loss)
         self.last_loss = loss
-        return {"loss": loss, "grad_norm": norm.item(), "lr": rate}
+        return means | {"loss": loss, "grad_norm": norm.item(), "lr": rate}
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on, for `restore`."""
@@ -121,13 +126,14 @@ class Training(Generic[Part]):
         self.done = state["done"]
         self.last_loss = state["last_loss"]
 
-    def _backward(self, parts: Sequence[Part]) -> Tensor:
-        losses = []
+    def _backward(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+        """The terms of the loss, means over the parts."""
+        means: dict[str, Tensor] = {}
         for part in parts:
-            loss = self.loss(part) / len(parts)
-            torch.autograd.backward(loss)
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
+            terms = {name: term / len(parts) for name, term in self.loss(part).items()}
+            torch.autograd.backward(torch.stack(list(terms.values())).sum())
+            means = {name: term.detach() + means.get(name, 0.0) for name, term in terms.items()}
+        return means
 
     @torch.no_grad()
     def _follow(self) -> None:

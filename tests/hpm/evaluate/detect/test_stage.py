@@ -44,7 +44,9 @@ def test_detect__counts_updates_and_searches(drain, stage, small):
     assert {progress.total for progress in done.steps} == {UPDATES + SEARCHES}
     names = [set(trace) for trace in done.traces]
     assert (
-        names == [{"weights", "optimizer", "average", "samples"}] * UPDATES + [{"state"}] * SEARCHES
+        names
+        == [{"weights", "optimizer", "average", "samples", "views"}] * UPDATES
+        + [{"state"}] * SEARCHES
     )
     assert set(done.result.metrics) == {"box_ap", "mask_ap", "box_ap50"}
     for progress in done.steps[:UPDATES]:
@@ -56,11 +58,11 @@ def test_detect__counts_updates_and_searches(drain, stage, small):
 def test_detect__sees_every_image_once_an_epoch(drain, stage, small, monkeypatch):
     seen = []
 
-    def remember(self, samples):
-        seen.append(torch.cat(samples).tolist())
+    def remember(self, given):
+        seen.append(torch.cat([part.indices for part in given]).tolist())
         return {}
 
-    monkeypatch.setattr("hpm.evaluate.detect.stage._Work.trace", remember)
+    monkeypatch.setattr("hpm.evaluate.supervised.Supervised._trace", remember)
     drain(stage(small))
     for epoch in range(3):
         counts = Counter(i for step in seen[3 * epoch : 3 * epoch + 3] for i in step)

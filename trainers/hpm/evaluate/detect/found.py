@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpm.data.objects import ObjectImages, Truth
 from hpm.data.sampling import evaluation_keys, load
-from hpm.distributed import Worker, all_gather
+from hpm.distributed import all_gather, this_worker
 from hpm.evaluate.detect.average_precision import average_precision
 from hpm.evaluate.detect.batches import FittedBatch, FittedViews
 from hpm.evaluate.detect.masks import paste_mask
@@ -88,10 +88,9 @@ class Finds:
         """Batches of the split."""
         return -(-len(self.source) // BATCH)
 
-    def fill(
-        self, detector: Detector, worker: Worker, *, image_size: int, loaders: int
-    ) -> Iterator[None]:
+    def fill(self, detector: Detector, *, image_size: int, loaders: int) -> Iterator[None]:
         """Search what is missing, and stop for a moment after each batch."""
+        worker = this_worker()
         keys = evaluation_keys(
             len(self.source),
             batch_size=BATCH,
