@@ -27,7 +27,7 @@ from hpm.data.source import Source
 from hpm.data.views import Pixels, crop_view, draw_crop, evaluation_view, normalize
 from hpm.randomness import Purpose, generator
 
-__all__ = ["Batch", "Draw", "View", "evaluation_batches", "training_batches"]
+__all__ = ["Batch", "Draw", "EvaluationViews", "View", "evaluation_batches", "training_batches"]
 
 
 View: TypeAlias = tuple[Pixels, NDArray[np.floating[Any]]]
@@ -81,22 +81,15 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: Source,
-    image_size: int,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    first: int = 0,
-    loaders: int = 0,
+    source: Source, image_size: int, *, batch_size: int, loaders: int = 0
 ) -> Iterator[Batch]:
-    """Every image from `first` on once, in index order, in the evaluation view, without noise.
+    """Every image once, in index order, in the evaluation view, without noise.
 
     Raises:
         DataError: (while iterating) an image is unreadable.
     """
-    keys = evaluation_keys(len(source), batch_size=batch_size, rank=rank, world=world, first=first)
-    return load(_EvaluationViews(source, image_size), keys, loaders=loaders)
+    keys = evaluation_keys(len(source), batch_size=batch_size)
+    return load(EvaluationViews(source, image_size), keys, loaders=loaders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +118,14 @@ class _TrainingViews:
 
 
 @dataclass(frozen=True, slots=True)
-class _EvaluationViews:
+class EvaluationViews:
+    """Makes batches of whole images by key, without noise."""
+
     source: Source
     image_size: int
 
     def __call__(self, key: Key) -> Batch:
+        """The batch. Raises DataError where an image is unreadable."""
         noise = np.empty((len(key.indices), 0), dtype=np.float32)
         return _assemble(
             self.source,

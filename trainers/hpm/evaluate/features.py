@@ -15,10 +15,11 @@ from torch import Tensor
 
 from hpm.config import Data, Encoder, Role
 from hpm.data.errors import DataError
-from hpm.data.loading import evaluation_batches
+from hpm.data.loading import Batch, EvaluationViews
 from hpm.data.source import Source
-from hpm.distributed import all_gather, this_worker
+from hpm.distributed import this_worker
 from hpm.evaluate.config import EvalData
+from hpm.evaluate.dealing import deal
 from hpm.weights import Description, load_encoder
 
 __all__ = [
@@ -150,27 +151,22 @@ class Features:
 
     def fill(self, encoder: FrozenEncoder, *, loaders: int) -> Iterator[None]:
         """Add what is missing, and stop for a moment after each batch."""
-        worker = this_worker()
-        batches = evaluation_batches(
-            self.source,
-            encoder.data.image_size,
+
+        def encoded(batch: Batch) -> tuple[Tensor, ...]:
+            return encoder.encode(batch.images), batch.labels
+
+        made = deal(
+            EvaluationViews(self.source, encoder.data.image_size),
+            encoded,
+            nothing=(torch.zeros(0, encoder.width), torch.zeros(0, dtype=torch.int64)),
+            images=len(self.source),
             batch_size=BATCH,
-            rank=worker.rank,
-            world=worker.world,
-            first=self.filled,
+            done=self.done,
             loaders=loaders,
         )
-        while self.filled < len(self.source):
-            # In the last round a worker may have no batch left: its peers still wait for it.
-            rows_BD, labels_B = torch.zeros(0, encoder.width), torch.zeros(0, dtype=torch.int64)
-            if (batch := next(batches, None)) is not None:
-                rows_BD, labels_B = encoder.encode(batch.images), batch.labels
-            rows_BD = all_gather(rows_BD.to(encoder.device)).cpu()
-            labels_B = all_gather(labels_B.to(encoder.device)).cpu()
-            parts = torch.split(rows_BD, BATCH), torch.split(labels_B, BATCH)
-            for rows, labels in zip(*parts, strict=True):
-                self._append(rows, labels)
-                yield
+        for rows_BD, labels_B in made:
+            self._append(rows_BD, labels_B)
+            yield
 
     def state(self) -> dict[str, Tensor]:
         """What is there, for `restore`."""

@@ -128,9 +128,7 @@ class Supervised(Generic[AnyPart]):
         )
         return load(self.views, keys, loaders=loaders)
 
-    def _progress(
-        self, metrics: dict[str, float], trace: Callable[[], dict[str, str]]
-    ) -> Progress:
+    def _progress(self, metrics: dict[str, float], trace: Callable[[], dict[str, str]]) -> Progress:
         done = self.training.done + self.scores.done
         total = self.training.total + self.scores.steps
         return Progress(done, total, metrics, self._save, trace)

@@ -5,6 +5,7 @@ Letters: R objects found, Z bytes of their masks.
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -14,8 +15,8 @@ from pycocotools import mask as runs
 from torch import Tensor
 
 from hpm.data.objects import ObjectImages, Truth
-from hpm.data.sampling import evaluation_keys, load
-from hpm.distributed import all_gather, this_worker
+from hpm.distributed import this_worker
+from hpm.evaluate.dealing import deal
 from hpm.evaluate.detect.average_precision import average_precision
 from hpm.evaluate.detect.batches import FittedBatch, FittedViews
 from hpm.evaluate.detect.masks import paste_mask
@@ -90,23 +91,19 @@ class Finds:
 
     def fill(self, detector: Detector, *, image_size: int, loaders: int) -> Iterator[None]:
         """Search what is missing, and stop for a moment after each batch."""
-        worker = this_worker()
-        keys = evaluation_keys(
-            len(self.source),
+        made = deal(
+            FittedViews(self.source, image_size),
+            partial(find, detector, device=this_worker().device),
+            nothing=_NONE,
+            images=len(self.source),
             batch_size=BATCH,
-            rank=worker.rank,
-            world=worker.world,
-            first=self.done * BATCH,
+            done=self.done,
+            loaders=loaders,
         )
-        batches = load(FittedViews(self.source, image_size), keys, loaders=loaders)
-        while self.done < self.steps:
-            # In the last round a worker may have no batch left: its peers still wait for it.
-            batch = next(batches, None)
-            mine = _NONE if batch is None else find(detector, batch, worker.device)
-            for found in _gather(mine, batch is not None, worker.device):
-                self.parts.append(found)
-                self.done += 1
-                yield
+        for found in made:
+            self.parts.append(Found(*found))
+            self.done += 1
+            yield
 
     def found(self) -> Found:
         """All that was found so far."""
@@ -150,13 +147,3 @@ def _results(found: Found, truth: Truth) -> Iterator[dict[str, Any]]:
                 "counts": codes[end - length : end],
             },
         }
-
-
-def _gather(mine: Found, searched: bool, device: torch.device) -> list[Found]:
-    """What each worker found in its batch, in the order of their ranks."""
-    sizes = torch.tensor([[len(mine.rows), len(mine.codes)]][: int(searched)], dtype=torch.int64)
-    counts = all_gather(sizes.view(-1, 2).to(device)).cpu()
-    parts = [all_gather(part.to(device)).cpu() for part in mine]
-    by_worker = (counts[:, 0], counts[:, 0], counts[:, 1])
-    split = [torch.split(part, of.tolist()) for part, of in zip(parts, by_worker, strict=True)]
-    return [Found(*one) for one in zip(*split, strict=True)]

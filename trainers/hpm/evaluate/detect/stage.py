@@ -80,9 +80,7 @@ def _start(config: Detect, *, seed: int, place: Place, inputs: Path) -> Supervis
         training=training,
         views=JitteredViews(source, config, seed, len(paths)),
         scores=finds,
-        fill=partial(
-            finds.fill, evaluated, image_size=config.image_size, loaders=place.loaders
-        ),
+        fill=partial(finds.fill, evaluated, image_size=config.image_size, loaders=place.loaders),
         result=lambda: Result(
             finds.metrics(truth), lambda folder: write_results(folder, finds, truth)
         ),

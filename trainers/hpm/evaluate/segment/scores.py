@@ -5,6 +5,7 @@ Letters: N images, C classes, B images of a batch, H, W height and width.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, final
 
@@ -14,8 +15,7 @@ from torch import Tensor
 
 from hpm.data.errors import DataError
 from hpm.data.maps import VOID
-from hpm.data.sampling import evaluation_keys, load
-from hpm.distributed import all_gather, this_worker
+from hpm.evaluate.dealing import deal
 from hpm.evaluate.segment.views import Whole, WholeViews
 
 __all__ = ["BATCH", "Scores", "class_ious", "confusion", "mean_iou", "pixel_accuracy"]
@@ -73,33 +73,31 @@ class Scores:
 
     def fill(self, guesses: Guesses, *, loaders: int) -> Iterator[None]:
         """Count what is missing, and stop for a moment after each batch."""
-        worker = this_worker()
-        images, classes = len(self.views.source), self.classes
-        keys = evaluation_keys(
-            images, batch_size=BATCH, rank=worker.rank, world=worker.world, first=self.filled
+        classes = self.classes
+        made = deal(
+            self.views,
+            partial(self._count, guesses),
+            nothing=(
+                torch.zeros(0, classes, classes, dtype=torch.int64),
+                torch.zeros(0, 3, classes, dtype=torch.int64),
+            ),
+            images=len(self.views.source),
+            batch_size=BATCH,
+            done=self.done,
+            loaders=loaders,
         )
-        batches = load(self.views, keys, loaders=loaders)
-        while self.filled < images:
-            # In the last round a worker may have no batch left: its peers still wait for it.
-            pixels_1CC = torch.zeros(0, classes, classes, dtype=torch.int64)
-            counts_B3C = torch.zeros(0, 3, classes, dtype=torch.int64)
-            if (batch := next(batches, None)) is not None:
-                of_BCC = torch.stack(
-                    [
-                        confusion(guess, map_, classes)
-                        for guess, map_ in zip(guesses(batch), batch.maps, strict=True)
-                    ]
-                )
-                pixels_1CC = of_BCC.sum(0, keepdim=True)
-                sums = of_BCC.diagonal(dim1=1, dim2=2), of_BCC.sum(1), of_BCC.sum(2)
-                counts_B3C = torch.stack(sums, dim=1)
-            gathered = [all_gather(x.to(worker.device)).cpu() for x in (pixels_1CC, counts_B3C)]
-            parts = gathered[0], torch.split(gathered[1], BATCH)
-            for pixels_CC, counts in zip(*parts, strict=True):
-                self.pixels_CC += pixels_CC
-                self.counts_N3C[self.filled : self.filled + len(counts)] = counts
-                self.filled += len(counts)
-                yield
+        for pixels_1CC, counts_B3C in made:
+            self.pixels_CC += pixels_1CC[0]
+            self.counts_N3C[self.filled : self.filled + len(counts_B3C)] = counts_B3C
+            self.filled += len(counts_B3C)
+            yield
+
+    def _count(self, guesses: Guesses, batch: Whole) -> tuple[Tensor, Tensor]:
+        """The pixels [1, C, C] of a batch, and the hits, guesses and true pixels of its images."""
+        pairs = zip(guesses(batch), batch.maps, strict=True)
+        of_BCC = torch.stack([confusion(guess, map_, self.classes) for guess, map_ in pairs])
+        counts = of_BCC.diagonal(dim1=1, dim2=2), of_BCC.sum(1), of_BCC.sum(2)
+        return of_BCC.sum(0, keepdim=True), torch.stack(counts, dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """What is counted, for `restore`."""
