@@ -66,7 +66,7 @@ def test_plan__shows_each_study_and_what_sharing_saves(lab, capsys):
     assert "2 cells of train, score: 4 stages, 0 finished, 4 to run." in lines
     assert "2 cells of train, score, probe: 6 stages, 0 finished, 6 to run." in lines
     assert lines[-1] == (
-        "2 studies: 4 cells, 4 of them different; 10 stages without sharing, 8 with it (2 saved), "
+        "2 studies: 4 cells, 3 of them different; 10 stages without sharing, 8 with it (2 saved), "
         "0 finished, 8 to run."
     )
 
@@ -169,13 +169,17 @@ def test_problems__of_all_files_are_told_at_once(lab, refused):
         ("name: all\ninclude: [3]", "all.yaml:2: include must be a list of at least one study's"),
         ("name: all\ninclude: ['']", "all.yaml:2: include must be a list of at least one study's"),
         ("name: all\ninclude: [studies/one.yaml, studies/../studies/one.yaml]",
-         "all.yaml:2: include must name a study once, got 'studies/../studies/one.yaml'."),
+         "all.yaml:2: include must name a file once, got 'studies/../studies/one.yaml'."),
         ("name: all\ninclude: [all.yaml]",
          "all.yaml:2: include must not lead back to where it began, got 'all.yaml'."),
         ("name: all\ninclude: [studies]", "studies:1: must be a file, got a folder."),
+        ('name: all\ninclude: ["a\\0b"]', "all.yaml:2: include must name files that are there"),
+        (f"name: all\ninclude: [{'a' * 300}]", "all.yaml:2: include must name files that are there"),
+        ("name: all\ninclude: [loop.yaml]", "all.yaml:2: include must name files that are there"),
     ],
 )  # fmt: skip
 def test_include__that_cannot_be(lab, refused, text, line):
+    (lab / "loop.yaml").symlink_to("loop.yaml")
     (lab / "all.yaml").write_text(text + "\n")
     (told,) = refused()
     assert told.startswith(line)
@@ -193,6 +197,9 @@ def test_include__nests_and_finds_cycles(lab, refused):
     (lab / "all.yaml").write_text("name: all\ninclude: [studies/both.yaml]\n")
     files = [document.file for document in include(Path("all.yaml")).documents]
     assert files == ["studies/one.yaml", "studies/two.yaml"]
+    (lab / "all.yaml").write_text("name: all\ninclude: [studies/two.yaml, studies/both.yaml]\n")
+    files = [document.file for document in include(Path("all.yaml")).documents]
+    assert files == ["studies/two.yaml", "studies/one.yaml"], "each once"
     (lab / "studies" / "both.yaml").write_text("name: both\ninclude: [../all.yaml]\n")
     assert refused() == [
         "studies/both.yaml:2: include must not lead back to where it began, got '../all.yaml'."
@@ -215,7 +222,7 @@ def test_plan__without_the_data_shows_every_study(lab, capsys):
     )
     unknown = "how many are finished cannot be known without the data."
     assert shown.out.splitlines()[-1] == (
-        "2 studies: 4 cells, 4 of them different; 10 stages without sharing, 8 with it (2 saved), "
+        "2 studies: 4 cells, 3 of them different; 10 stages without sharing, 8 with it (2 saved), "
         f"{unknown}"
     )
     assert shown.out.count(unknown) == 3

@@ -30,7 +30,7 @@ from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
 from ablation.request import glimpse, ledger_of, planned, planned_one, profile_of
 from ablation.storage import LostStorageError, StorageError
-from ablation.submitted import data_of, text_of
+from ablation.submitted import check_names, data_of, text_of
 from ablation.supervise import run_name, supervise
 from ablation.trainers import TrainerError, find_trainers, load_trainer
 
@@ -119,11 +119,12 @@ def _supervise(arguments: Sequence[str]) -> int:
 
 
 def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:
-    """A run for each study, one after the other; all are planned before the first begins."""
+    """A run for each study, one after the other; all are checked before the first begins."""
     from ablation.running import Run
 
     plans, ledger = planned(include(options.study), profile), ledger_of(profile)
     inline = getattr(options, "inline", False)
+    check_names(ledger, [asked.study for asked, _ in plans])
     name = run_name(inline=inline)
     for asked, trainer in plans:
         if len(plans) > 1:

@@ -127,9 +127,13 @@ def check_fits(
     distinct: dict[tuple[str, str], Step] = {}
     for head in heads:
         distinct.setdefault((head.stage, canonical(head.config)), head)
+    unfit: dict[tuple[str, Trail], list[str]] = {}
     for head in distinct.values():
         if reason := trainer.fits(head.config, None, place):
-            yield document.problem(f"{head.label}: {reason}", *head.trails[-1])
+            at = _where_it_reads(document, trainer, head)
+            unfit.setdefault((reason, at), []).append(head.label)
+    for (reason, at), labels in unfit.items():
+        yield document.problem(f"{_named(labels)}: {reason}", *at)
     for step in (step for step in whole if kinds[step.stage] == "evaluate"):
         reasons: dict[str, list[str]] = {}
         for head in distinct.values():
@@ -137,6 +141,18 @@ def check_fits(
                 mark = " (reference)" if kinds[head.stage] == "reference" else ""
                 reasons.setdefault(reason, []).append(head.label + mark)
         for reason, labels in reasons.items():
-            more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-            named = ", ".join(labels[:_NAMED]) + more
-            yield document.problem(f"{step.label} on {named}: {reason}", *step.trails[-1])
+            sentence = f"{step.label} on {_named(labels)}: {reason}"
+            yield document.problem(sentence, *step.trails[-1])
+
+
+def _where_it_reads(document: Document, trainer: Trainer, step: Step) -> Trail:
+    """Where a step's own settings name what it reads, for that does not fit; else where it is."""
+    places = (
+        locate(document, trail, path) for trail in step.trails for path in step.reads(trainer)
+    )
+    return next((at for at in places if at), step.trails[-1])
+
+
+def _named(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return ", ".join(labels[:_NAMED]) + more

@@ -3,7 +3,9 @@
 What they share is trained once without a word here, for the ledger knows a stage by its digest.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from os.path import exists, realpath
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +52,7 @@ def include(path: Path) -> Included:
     if not _includes(document):
         return Included(documents=(document,))
     walk = _Walk()
-    file = walk.visit(document, path, (path.resolve(),))
+    file = walk.visit(document, path, (realpath(path),))
     return Included(
         documents=tuple(walk.found.values()),
         problems=tuple(walk.problems),
@@ -67,30 +69,27 @@ class _Walk:
     """From file to file, with the studies that were `found` by their resolved paths."""
 
     def __init__(self) -> None:
-        self.found: dict[Path, Document] = {}
+        self.found: dict[str, Document] = {}
         self.problems: list[Problem] = []
 
-    def visit(self, document: Document, path: Path, within: tuple[Path, ...]) -> IncludeFile:
+    def visit(self, document: Document, path: Path, within: tuple[str, ...]) -> IncludeFile:
         """Take up what a file includes that `within`, from the first file to it, led to."""
         self.problems += document.problems
-        file = self._parse(document)
+        file, named = self._parse(document), set[str]()
         for at, name in enumerate(file.include):
-            member = path.parent / name
-            if sentence := self._refusal(member, within):
+            # Not pathlib's, which raise for what no path can be.
+            member = realpath(path.parent / name) if exists(path.parent / name) else ""
+            if sentence := _refusal(member, within, named):
                 self._say(document, ("include", at), f"include {sentence}, got {name!r}.")
             else:
-                self._enter(member, (*within, member.resolve()))
+                self._enter(path.parent / name, (*within, member))
+            named.add(member)
         return file
 
-    def _refusal(self, member: Path, within: tuple[Path, ...]) -> str:
-        """What must hold and does not; empty where all does."""
-        if member.resolve() in within:
-            return "must not lead back to where it began"
-        if member.resolve() in self.found:
-            return "must name a study once"
-        return "" if member.exists() else "must name files that are there, relative to this one"
-
-    def _enter(self, path: Path, within: tuple[Path, ...]) -> None:
+    def _enter(self, path: Path, within: tuple[str, ...]) -> None:
+        """Take up a study or what another file includes, where it is not there already."""
+        if within[-1] in self.found:
+            return
         try:
             document = read(path)
         except StudyError as error:
@@ -125,3 +124,12 @@ class _Walk:
 
     def _say(self, document: Document, trail: Trail, sentence: str) -> None:
         self.problems.append(document.problem(sentence, *trail))
+
+
+def _refusal(member: str, within: Collection[str], named: Collection[str]) -> str:
+    """What must hold of a file and does not; empty where all does."""
+    if not member:
+        return "must name files that are there, relative to this one"
+    if member in within:
+        return "must not lead back to where it began"
+    return "must name a file once" if member in named else ""

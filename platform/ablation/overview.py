@@ -52,8 +52,8 @@ def totals(
     included: Included, plans: Sequence[Plan], standings: Mapping[str, Standing] | None
 ) -> RenderableType:
     """What several studies come to together, with what they share and without it."""
-    cells = [tuple(stage.digest for stage in cell) for plan in plans for cell in plan.cells]
-    stages = {digest for cell in cells for digest in cell}
+    cells = [cell.stages[0].digest for plan in plans for cell in plan.cells]
+    stages = {digest for plan in plans for digest in plan.stages}
     whole = sum(plan.num_stages for plan in plans)
     noun = "study" if len(plans) == 1 else "studies"
     return Group(

@@ -22,14 +22,13 @@ from ablation.ledger import Ledger
 from ablation.notice import Watch, announced
 from ablation.pace import Pace, time_between_interruptions
 from ablation.plan import Plan
-from ablation.problems import StudyError
 from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.provenance import now_ms
 from ablation.render import to_markdown
 from ablation.spreadsheet import to_csv
 from ablation.storage import LostStorageError
-from ablation.submitted import keep, trainer_of
+from ablation.submitted import keep
 from ablation.table import Table, tabulate
 from ablation.terms import Terms
 from ablation.why import work_lost
@@ -67,10 +66,9 @@ class Run:
 
         Stages that failed in another run are tried again; stages that finished never are.
 
-        Raises StudyError, PlaceError or StorageError before anything is written, and
-        LostStorageError afterwards.
+        Raises PlaceError or StorageError before anything is written, and LostStorageError
+        afterwards.
         """
-        self._check_name()
         standings = self.ledger.standings(self.plan.stages)
         todo = [cell for cell in self.plan.cells if not cell.finished(standings)]
         lost: dict[str, str] = {}
@@ -91,11 +89,10 @@ class Run:
     def sync(self) -> bool:
         """Repeat in the mirror what the ledger holds, however long it takes; whether that worked.
 
-        Raises StudyError or StorageError where the ledger cannot hold the study.
+        Raises StorageError where the ledger cannot hold the study.
         """
         from ablation.follow import repeat
 
-        self._check_name()
         self.ledger.check()
         standings, uri = self.ledger.standings(self.plan.stages), public(self._mlflow[0])
         table, texts = self._tables(standings)
@@ -108,20 +105,6 @@ class Run:
         self._note_mirrored(standings)
         self._say(f"MLflow at {uri} has what the ledger at {self.ledger.storage.uri} has.")
         return True
-
-    def _check_name(self) -> None:
-        """See that no other trainer's study has the name: its texts and its runs would be mixed.
-
-        Raises StudyError where one has.
-        """
-        study = self.plan.study
-        theirs = trainer_of(self.ledger, study.name)
-        if theirs not in (None, study.trainer):
-            sentence = (
-                f"name must not be that of another trainer's study in {self.ledger.storage.uri}, "
-                f"got {study.name!r}, which is of {theirs}. Choose another name or storage."
-            )
-            raise StudyError([study.document.problem(sentence, "name")])
 
     @property
     def _patient(self) -> Ledger:

@@ -1,14 +1,15 @@
 """A study as it was last run, kept in the ledger: its text, and where its data lay."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ablation.identity import NAME
 from ablation.ledger import Ledger
 from ablation.problems import Problem, StudyError
+from ablation.study import Study
 from ablation.yamlfile import parse
 
-__all__ = ["data_of", "keep", "text_of", "trainer_of"]
+__all__ = ["check_names", "data_of", "keep", "text_of"]
 
 _TEXT, _PLACE = "study.yaml", "place.json"
 
@@ -23,7 +24,25 @@ def text_of(ledger: Ledger, name: str) -> str | None:
     return ledger.read_study(name, _TEXT) if NAME.fullmatch(name) else None
 
 
-def trainer_of(ledger: Ledger, name: str) -> str | None:
+def check_names(ledger: Ledger, studies: Iterable[Study]) -> None:
+    """See that no study has the name of another trainer's: texts and runs would be mixed.
+
+    Raises StudyError where one has.
+    """
+    problems = []
+    for study in studies:
+        theirs = _trainer_of(ledger, study.name)
+        if theirs not in (None, study.trainer):
+            sentence = (
+                f"name must not be that of another trainer's study in {ledger.storage.uri}, "
+                f"got {study.name!r}, which is of {theirs}. Choose another name or storage."
+            )
+            problems.append(study.document.problem(sentence, "name"))
+    if problems:
+        raise StudyError(problems)
+
+
+def _trainer_of(ledger: Ledger, name: str) -> str | None:
     """The trainer that a study names; None where there is none, or it cannot be read any more."""
     try:
         content = parse(text_of(ledger, name) or "", _TEXT).content
