@@ -5,7 +5,7 @@ What they share is trained once without a word here, for the ledger knows a stag
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from os.path import exists, realpath
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +52,7 @@ def include(path: Path) -> Included:
     if not _includes(document):
         return Included(documents=(document,))
     walk = _Walk()
-    file = walk.visit(document, path, (realpath(path),))
+    file = walk.visit(document, path, (_resolved(path),))
     return Included(
         documents=tuple(walk.found.values()),
         problems=tuple(walk.problems),
@@ -77,8 +77,7 @@ class _Walk:
         self.problems += document.problems
         file, named = self._parse(document), set[str]()
         for at, name in enumerate(file.include):
-            # Not pathlib's, which raise for what no path can be.
-            member = realpath(path.parent / name) if exists(path.parent / name) else ""
+            member = _resolved(path.parent / name)
             if sentence := _refusal(member, within, named):
                 self._say(document, ("include", at), f"include {sentence}, got {name!r}.")
             else:
@@ -124,6 +123,14 @@ class _Walk:
 
     def _say(self, document: Document, trail: Trail, sentence: str) -> None:
         self.problems.append(document.problem(sentence, *trail))
+
+
+def _resolved(path: Path) -> str:
+    """The one name of a file; empty where none can be reached by this one."""
+    try:
+        return realpath(path, strict=True)
+    except (OSError, ValueError):
+        return ""
 
 
 def _refusal(member: str, within: Collection[str], named: Collection[str]) -> str:
