@@ -69,12 +69,20 @@ def _told(table: Table, metric: Metric) -> list[str]:
 
 
 def crossed(table: Table) -> list[Part]:
-    """First axis down and second across: the study's metric, and others with published numbers."""
-    told = {name for row in table.rows for name in row.published}
+    """First axis down and second across, for each metric; then what that leaves out.
+
+    These are the differences from the baseline, in the study's metric.
+    """
+    digits, body = _digits(table, table.metric), []
+    for row in table.rows:
+        entry = row.entries[table.metric.name]
+        if entry.difference:
+            verdict = Cell(entry.verdict or NONE)
+            body.append([Cell(row.label), Cell(_difference(entry, digits)), verdict])
+    differences = [_title(table.metric), "minus baseline", "verdict"], body
     return [
-        _crossed(table, metric)
-        for metric in table.metrics
-        if metric == table.metric or metric.name in told
+        *(_crossed(table, metric) for metric in table.metrics),
+        *([differences] if body else []),
     ]
 
 

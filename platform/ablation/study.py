@@ -46,10 +46,11 @@ class Study:
     """A valid study. `rows` are complete configurations of the training stage `train`.
 
     `metrics` are what its tables show, with the better direction of each: `metric` first, then
-    the others of its evaluations. `published` and `printed` are numbers by row, or label, and
-    metric; `questions` are its claims, in a grid one for each two rows that they are about.
-    `document` is the file that it was read from. `fingerprints` of what its stages read, by name,
-    are there where it was read at a place and found to run there.
+    the others of its evaluations, and those of training that claims or papers' numbers name.
+    `published` and `printed` are numbers by row, or label, and metric; `questions` are its claims,
+    in a grid one for each two rows that they are about. `document` is the file that it was read
+    from. `fingerprints` of what its stages read, by name, are there where it was read at a place
+    and found to run there.
     """
 
     name: str
@@ -240,9 +241,10 @@ class _Reading:
             if name.partition("/")[0] == stage
         }
         if metric is None or metric in ours:
-            evaluated = [name for name in ours if name.partition("/")[0] != self.train]
-            first = [] if metric is None else [metric]
-            return {name: ours[name] for name in [*first, *evaluated]}
+            trained = {name for name in ours if name.partition("/")[0] == self.train}
+            asked_of = {name for name, _ in self._named()} | {metric}
+            names = sorted(ours, key=lambda name: name != metric)
+            return {name: ours[name] for name in names if name in asked_of or name not in trained}
         if metric in every:
             stage = metric.partition("/")[0]
             self._say(f"metric must be of an evaluated stage. Add {stage} to evaluate.", "metric")
@@ -253,6 +255,13 @@ class _Reading:
 
     def _check_metrics(self, shown: Mapping[str, Direction]) -> None:
         """See that numbers of papers and claims are of metrics that the table shows."""
+        for metric, trail in self._named():
+            if metric not in shown:
+                sentence = f"{trail[0]} must be of metrics that the table shows, got {metric!r}."
+                self._say(sentence + nearest(metric, shown), *trail)
+
+    def _named(self) -> list[tuple[str, Trail]]:
+        """The metrics that numbers of papers and claims name, and where."""
         named: list[tuple[str, Trail]] = [
             (metric, (key, label, metric))
             for key, numbers in (("published", self.file.published), ("printed", self.file.printed))
@@ -265,10 +274,7 @@ class _Reading:
             for name, claim in self.file.claims.items()
             if claim.metric is not None
         ]
-        for metric, trail in named:
-            if metric not in shown:
-                sentence = f"{trail[0]} must be of metrics that the table shows, got {metric!r}."
-                self._say(sentence + nearest(metric, shown), *trail)
+        return named
 
     def _numbers(self, numbers: Mapping[str, Numbers]) -> dict[str, dict[str, Published]]:
         metric = str(self.file.metric)

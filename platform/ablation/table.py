@@ -4,7 +4,7 @@ No number without its seeds: each row says how many of how many it rests on, and
 is named with its reason.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from types import MappingProxyType
@@ -134,6 +134,7 @@ def tabulate(
     """
     study, rows = plan.study, tuple(_rows(plan, standings, certificates))
     ours = {row.label: row for row in rows if not row.reference}
+    answers = tuple(_answer(question, ours, study.metrics) for question in study.questions)
     return Table(
         name=study.name,
         question=study.question,
@@ -146,11 +147,11 @@ def tabulate(
         printed=tuple(
             Printed(label=label, published=numbers) for label, numbers in study.printed.items()
         ),
-        answers=tuple(_answer(question, ours, study.metrics) for question in study.questions),
+        answers=answers,
         missing=tuple(line for row in rows for line in _missing(row)),
         notes=(
             *credits_of({**study.published, **study.printed}, study.questions),
-            *_notes(rows),
+            *_notes(rows, answers),
             *_verified(certificates.values()),
         ),
     )
@@ -238,6 +239,8 @@ def _result(metric: str, cell: Cell, standings: Mapping[str, Standing]) -> Resul
 def _read(stage: PlannedStage, key: str, standing: Standing) -> tuple[float | None, str]:
     """A stage's metric, or in words why there is none."""
     match standing:
+        case Finished(metrics) if key not in metrics and stage.kind == "train":
+            return None, ""  # not every method has what it names: plain MAE predicts no loss
         case Finished(metrics) if key not in metrics:
             return None, f"{stage.name} finished without {key}"
         case Finished(metrics) if not isfinite(metrics[key]):
@@ -266,16 +269,16 @@ def _missing(row: TableRow) -> Iterator[str]:
         yield f"{prefix}{row.label}, seed {seed}: {reason}"
 
 
-def _notes(rows: tuple[TableRow, ...]) -> tuple[str, ...]:
+def _notes(rows: Sequence[TableRow], answers: Sequence[Answer]) -> tuple[str, ...]:
     """What a reader must know to read the differences."""
     entries = [entry for row in rows for entry in row.entries.values()]
-    differences = [entry.difference for entry in entries if entry.difference is not None]
-    compared = sum(any(e.difference for e in row.entries.values()) for row in rows)
+    found = [compared.difference for compared in (*entries, *answers)]
+    differences = [difference for difference in found if difference is not None]
     notes = []
     if any(difference.low is not None for difference in differences):
         notes.append(
             f"Differences are paired by seed, with {CONFIDENCE:.0%} intervals by Student's t, each "
-            f"by itself: no correction for {compared} comparisons with the baseline."
+            f"by itself: no correction for {len(differences)} comparisons."
         )
     if any(difference.n == 1 for difference in differences):
         notes.append("A difference of one seed has no interval and decides nothing.")

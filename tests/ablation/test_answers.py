@@ -221,6 +221,15 @@ def test_table__asks_a_claim_about_levels_for_every_other_level(tmp_path: Path) 
     assert "- masked: high / y better than high / x: contradicted" in text
 
 
+def test_table__shows_a_metric_of_training_that_a_claim_is_about(tmp_path: Path) -> None:
+    study = STUDY.replace("metric: probe/accuracy", "metric: train/loss")
+    table = table_of(study, tmp_path, NUMBERS, b0=Finished({"accuracy": 82.9}))
+    names = [metric.name for metric in table.metrics]
+    assert names == ["score/accuracy", "probe/accuracy", "train/loss"]
+    assert [row.entries["train/loss"].n for row in table.rows] == [3, 2, 3]
+    assert table.missing == (), "a method may have no such number"
+
+
 PRINTED = """\
 published:
   b: {score/accuracy: {value: 82.5, source: Table 1, status: second-hand}, probe/accuracy: 40.5}
@@ -276,8 +285,9 @@ def test_table__rows_that_are_only_published_have_nothing_of_ours(
 
 def test_table__a_grid_shows_the_numbers_of_every_metric(tmp_path: Path) -> None:
     study = GRID.replace("[score]", "[score, probe]")
-    study += "published: {low / y: {probe/accuracy: {value: 7, status: second-hand}}}\n"
-    table = table_of(study, tmp_path, {})
+    table = table_of(study, tmp_path, {"low / x": [14.0, 14.0, 14.0]})
     for text in (to_markdown(table), shown(table)):
-        assert "probe/accuracy ↑: rate" in text
-        assert "(published 7.0, second-hand)" in text
+        lines = text[text.index("probe/accuracy ↑: rate") :].splitlines()
+        assert any("low" in line and "7.00" in line for line in lines[1:4])
+    study += "published: {low / y: {probe/accuracy: {value: 7, status: second-hand}}}\n"
+    assert "(published 7.0, second-hand)" in shown(table_of(study, tmp_path, {}))

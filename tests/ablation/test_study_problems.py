@@ -131,8 +131,8 @@ def test_load__one_wrong_key(problem: Problem, key: str, line: str, expected: st
         ("claims: {x: {better: a}}", "9: claims must be names, each with {better: label, than:"),
         ("claims: {x: {better: a, than: b, metrics: taste/score}}",
          "9: 'metrics' is no key of claims. Did you mean 'metric'?"),
-        ("claims: {x: {better: a, than: b, metric: bake/loss}}",
-         "9: claims must be of metrics that the table shows, got 'bake/loss'."),
+        ("claims: {x: {better: a, than: b, metric: look/score}}",
+         "9: claims must be of metrics that the table shows, got 'look/score'."),
         ("grid: {x: {y: {minutes: 3}}}", "9: a study must have either rows or a grid, got both."),
     ],
 )  # fmt: skip
