@@ -116,10 +116,10 @@ def test_run__again_trains_nothing_and_says_so(lab, capsys):
 
 
 def test_run__a_failing_cell_exits_1_and_is_named(lab, capsys):
-    _edit(lab, "k: [5], report_k: 5", "k: [500], report_k: 500")
+    _edit(lab, "  epochs: 2\n", "  epochs: 2\n  optim.base_lr: 1.0e+30\n")
     assert main(["run", "small.yaml", "--inline"]) == 1
     shown = capsys.readouterr()
-    assert "knn failed" in shown.out
+    assert "pretrain failed" in shown.out
     assert "Traceback" not in shown.out + shown.err
     assert main(["status", "small.yaml"]) == 1
     assert main(["table", "small.yaml"]) == 1
@@ -134,6 +134,9 @@ def test_run__a_failing_cell_exits_1_and_is_named(lab, capsys):
         ("metric: knn/top1", "metric: knn/top11", ["small.yaml:14", "'knn/top1'"]),
         ("optim.batch_size: 16", "optim.batch_sise: 16", ["small.yaml:8", "optim.batch_size"]),
         ("seeds: [0, 1]", "seeds: [0, 1", ["small.yaml:", "must be YAML"]),
+        ("k: [5]", "k: [5, 49]", ["small.yaml:12", "exceed the 48 images"]),
+        ("batch_size: 16}", "batch_size: 49}", ["small.yaml:12", "batch_size=49 for 48 images"]),
+        ("optim.batch_size: 16", "optim.batch_size: 64", ["small.yaml:", "for 48 images"]),
     ],
 )
 def test_run__wrong_input_exits_2_and_writes_nothing(lab, capsys, old, new, words):

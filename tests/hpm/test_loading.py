@@ -14,8 +14,8 @@ from hpm.data.sampling import (
     Shares,
     epoch_order,
     evaluation_keys,
-    steps_per_epoch,
 )
+from hpm.data.serving import steps_per_epoch
 from hpm.data.source import open_source
 
 DATA = Data(name="toy", image_size=8)

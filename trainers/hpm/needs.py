@@ -12,8 +12,8 @@ from hpm import config
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import file_digest, fingerprint
 from hpm.data.maps import Classes
-from hpm.data.serving import require_labels, require_maps, require_objects
-from hpm.evaluate.config import Checkpoint, Linear, Pixels, Random
+from hpm.data.serving import require_labels, require_maps, require_objects, steps_per_epoch
+from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
 from hpm.evaluate.detect.config import Detect, missing
 from hpm.evaluate.finetune_config import Augment, Finetune
 from hpm.evaluate.recipe import Recipe
@@ -106,18 +106,25 @@ def _require(settings: Any, parent: Any, place: Place) -> None:
             _try_checkpoint(settings, place)
         case Segment(data=data):
             settings.require(parent.encoder)
-            require_maps(name, place.data, Classes() if data is None else data.said)
+            said = Classes() if data is None else data.said
+            steps_per_epoch(require_maps(name, place.data, said), settings.optim.batch_size)
         case Detect():
             settings.require(parent.encoder)
-            require_objects(name, place.data)
+            if (images := require_objects(name, place.data)) is not None:
+                steps_per_epoch(images, settings.optim.batch_size)
         case Finetune():
             settings.require(parent.encoder)
-            require_labels(name, place.data)
-        case config.Pretrain(target=config.Target(kind="teacher" | "tokens")):
-            require_labels(name, place.data)
-            _try_target(settings, place)
-        case _:
-            require_labels(name, place.data)
+            steps_per_epoch(require_labels(name, place.data), settings.optim.batch_size)
+        case Linear():
+            steps_per_epoch(require_labels(name, place.data), settings.batch_size)
+        case Knn():
+            settings.require(require_labels(name, place.data))
+        case config.Pretrain(target=target):
+            steps_per_epoch(require_labels(name, place.data), settings.optim.batch_size)
+            if target.kind in ("teacher", "tokens"):
+                _try_target(settings, place)
+        case other:
+            raise AssertionError(other)
 
 
 def _require_encoder(settings: Any, parent: Any) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hpm.config import Pretrain
 from hpm.data.loading import Batch, training_batches
-from hpm.data.sampling import Shares, steps_per_epoch
+from hpm.data.sampling import Shares
+from hpm.data.serving import steps_per_epoch
 from hpm.data.source import Source, open_source
 from hpm.determinism import settle
 from hpm.distributed import Worker, all_mean, this_worker

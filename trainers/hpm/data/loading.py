@@ -20,9 +20,9 @@ from hpm.data.sampling import (
     Shares,
     evaluation_keys,
     load,
-    steps_per_epoch,
     training_keys,
 )
+from hpm.data.serving import steps_per_epoch
 from hpm.data.source import Source
 from hpm.data.views import Pixels, crop_view, draw_crop, evaluation_view, normalize
 from hpm.randomness import Purpose, generator

@@ -33,6 +33,7 @@ __all__ = [
     "Rows",
     "holds_images",
     "labels_digest",
+    "read_labels",
     "open_file",
     "open_parquet",
     "rows_of",
@@ -117,14 +118,19 @@ def open_parquet(tables: Tables, split: Literal["train", "val"]) -> ParquetImage
     return source
 
 
-def labels_digest(tables: Tables) -> str:
-    """SHA-256 of the labels of both splits; all is checked that `open_parquet` checks.
+def read_labels(tables: Tables) -> dict[Literal["train", "val"], NDArray[np.int64]]:
+    """The labels of each split; all is checked that `open_parquet` checks.
 
     Raises:
         DataError: as `open_parquet`, but for images that cannot be read.
     """
     files = _open_all(tables)
-    labels = [_describe(files, split).labels for split in files]
+    return {split: _describe(files, split).labels for split in files}
+
+
+def labels_digest(tables: Tables) -> str:
+    """SHA-256 of the labels of both splits. Raises DataError as `read_labels`."""
+    labels = list(read_labels(tables).values())
     sizes = np.array([len(part) for part in labels], dtype=np.int64)
     return hashlib.sha256(b"".join(part.tobytes() for part in (sizes, *labels))).hexdigest()
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hpm.data.errors import DataError
+from hpm.data.serving import steps_per_epoch
 from hpm.randomness import Purpose, generator
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "epoch_order",
     "evaluation_keys",
     "load",
-    "steps_per_epoch",
     "training_keys",
 ]
 
@@ -52,20 +52,6 @@ class Shares(NamedTuple):
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> Indices:
     """The order of all images in one epoch."""
     return generator(Purpose.ORDER, seed=seed, epoch=epoch).permutation(num_images)
-
-
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; what is left over waits for another epoch's order.
-
-    Raises:
-        DataError: there are fewer images than one batch takes.
-    """
-    if num_images < batch_size:
-        raise DataError(
-            f"A batch must fit into the training set, got batch_size={batch_size} for "
-            f"{num_images} images; make the batch smaller."
-        )
-    return num_images // batch_size
 
 
 def training_keys(num_images: int, steps: range, *, seed: int, shares: Shares) -> Iterator[Key]:

@@ -1,10 +1,13 @@
 """Whether a data set serves a stage: looked at before anything runs, and cheaply."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import assert_never
 
 from hpm.data.errors import DataError, reading
+from hpm.data.fashion_scenes.scenes import FashionScenes
+from hpm.data.folder import open_folder
 from hpm.data.layout import (
     Annotated,
     Embedded,
@@ -17,32 +20,45 @@ from hpm.data.layout import (
 )
 from hpm.data.maps import Classes, glance, open_maps, require_fit
 
-__all__ = ["require_labels", "require_maps", "require_objects"]
+__all__ = ["require_labels", "require_maps", "require_objects", "steps_per_epoch"]
 
 
-def require_labels(name: str, roots: Mapping[str, Path]) -> None:
-    """See that each image of a data set has a class.
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches in an epoch; what is left over waits for another epoch's order.
 
     Raises:
-        DataError: they have none.
+        DataError: there are fewer images than one batch takes.
+    """
+    if num_images < batch_size:
+        raise DataError(
+            f"A batch must fit into the training set, got batch_size={batch_size} for "
+            f"{num_images} images; make the batch smaller."
+        )
+    return num_images // batch_size
+
+
+def require_labels(name: str, roots: Mapping[str, Path]) -> int:
+    """See that each image of a data set has a class; how many images train.
+
+    Raises:
+        DataError: they have none, or the splits have different ones.
     """
     with reading(roots.get(name, name)):
         match locate(name, roots):
-            case Embedded() | Folders():
-                return
-            case Tables() as tables:
-                # pyarrow is needed by Parquet sets alone.
-                from hpm.data.parquet import labels_digest
-
-                labels_digest(tables)
+            case Embedded():
+                return len(FashionScenes("train"))
+            case Folders() | Tables() as layout:
+                return _num_labelled(layout)
             case Maps() | Annotated() as layout:
                 raise DataError(no_labels(name, layout))
             case other:
                 assert_never(other)
 
 
-def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> None:
+def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> int:
     """See that each pixel of a data set has a class, by a few annotations of each split.
+
+    It returns how many images train.
 
     Raises:
         DataError: there are no annotations, or one of these is wrong.
@@ -50,17 +66,38 @@ def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> None:
     with reading(roots.get(name, name)):
         if isinstance(locate(name, roots), Embedded):
             require_fit(said)
-            return
-    for split in ("train", "val"):
-        glance(open_maps(name, split, roots, said))
+            return len(FashionScenes("train"))
+    training = open_maps(name, "train", roots, said)
+    for source in (training, open_maps(name, "val", roots, said)):
+        glance(source)
+    return len(training)
 
 
-def require_objects(name: str, roots: Mapping[str, Path]) -> None:
-    """See that a data set says where objects are; its annotations are read when it is opened.
+def require_objects(name: str, roots: Mapping[str, Path]) -> int | None:
+    """See that a data set says where objects are; how many images train.
+
+    None where that is not known before its annotations are read, when it is opened.
 
     Raises:
         DataError: it does not.
     """
     with reading(roots.get(name, name)):
-        if not isinstance(locate(name, roots), Annotated | Embedded):
-            raise DataError(no_objects(name, roots[name]))
+        match locate(name, roots):
+            case Embedded():
+                return len(FashionScenes("train"))
+            case Annotated():
+                return None
+            case _:
+                raise DataError(no_objects(name, roots[name]))
+
+
+@cache
+def _num_labelled(layout: Folders | Tables) -> int:
+    """Training images; once in a process, for each stage of a study asks."""
+    if isinstance(layout, Folders):
+        open_folder(layout, "val")
+        return len(open_folder(layout, "train"))
+    # pyarrow is needed by Parquet sets alone.
+    from hpm.data.parquet import read_labels
+
+    return len(read_labels(layout)["train"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hpm.config import Data, Encoder, Role, fits, min_crop_rule
+from hpm.data.errors import DataError
 from hpm.rules import at_least_one, require
 
 __all__ = [
@@ -97,6 +98,14 @@ class Knn:
             ),
             (self.temperature > 0, "temperature", f"must be above 0, got {self.temperature:g}."),
         )
+
+    def require(self, num_images: int) -> None:
+        """See that so many training images have enough neighbours. Raises DataError."""
+        if max(self.k) > num_images:
+            raise DataError(
+                f"k must not exceed the {num_images} images of the training split, got "
+                f"k={max(self.k)}. Leave that k out, or use more images."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hpm.config import Data
-from hpm.data.sampling import steps_per_epoch
+from hpm.data.serving import steps_per_epoch
 from hpm.data.source import open_source
 from hpm.determinism import settle
 from hpm.distributed import this_worker

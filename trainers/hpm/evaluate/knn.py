@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hpm.checkpoint import load_state, save_state
-from hpm.data.errors import DataError
 from hpm.data.source import open_source
 from hpm.determinism import settle
 from hpm.evaluate.accuracy import best_classes, top_percent, write_predictions
@@ -52,7 +51,7 @@ def run(
     encoder = load_frozen(inputs, data=config.data, pool=config.pool, role=config.role)
     bank = Features(open_source(encoder.data.name, "train", place.data), encoder.width)
     queries = Features(open_source(encoder.data.name, "val", place.data), encoder.width)
-    _check_bank(len(bank.source), config.k)
+    config.require(len(bank.source))
     if resume is not None:
         kept = load_state(resume, torch.device("cpu"))
         bank.restore(kept["bank"])
@@ -122,11 +121,3 @@ def _result(config: Knn, bank: Features, queries: Features, device: torch.device
     }
     best = guesses[config.report_k]
     return Result(metrics, lambda folder: write_predictions(folder, best, queries.labels_N))
-
-
-def _check_bank(images: int, k: tuple[int, ...]) -> None:
-    if max(k) > images:
-        raise DataError(
-            f"k must not exceed the {images} images of the training split, got k={max(k)}. "
-            "Leave that k out, or use more images."
-        )

@@ -18,7 +18,8 @@ from torch import Tensor
 from hpm.checkpoint import load_state, save_state
 from hpm.config import Data
 from hpm.data.loading import training_batches
-from hpm.data.sampling import Shares, epoch_order, steps_per_epoch
+from hpm.data.sampling import Shares, epoch_order
+from hpm.data.serving import steps_per_epoch
 from hpm.data.source import Source, open_source
 from hpm.determinism import settle
 from hpm.distributed import all_gather, this_worker

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hpm.data.object_sources import open_objects
-from hpm.data.sampling import steps_per_epoch
+from hpm.data.serving import steps_per_epoch
 from hpm.determinism import settle
 from hpm.distributed import this_worker
 from hpm.evaluate.detect.batches import JitteredBatch, JitteredViews

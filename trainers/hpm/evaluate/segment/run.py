@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hpm.data.maps import VOID, open_maps
-from hpm.data.sampling import steps_per_epoch
+from hpm.data.serving import steps_per_epoch
 from hpm.determinism import settle
 from hpm.distributed import this_worker
 from hpm.evaluate.drop_path import DropPath, hand_coins, replace_drop_paths
