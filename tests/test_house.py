@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ablation.include import include
-from ablation.study import study_of
-
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("platform/**/*.py"), *ROOT.glob("trainers/**/*.py")])
 
@@ -48,13 +45,6 @@ def test_design__names_every_module():
     paths += (ROOT / "platform" / "ablation" / "executors").glob("*.py")
     names = {path.stem for path in paths} - {"__init__", "__main__"}
     assert {name for name in names if not re.search(rf"\b{name}`", tables)} == set()
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("studies/**/*.yaml")), ids=lambda path: path.name)
-def test_studies__are_valid(path):
-    included = include(path)
-    assert included.problems == ()
-    assert all(study_of(document).rows for document in included.documents)
 
 
 def test_lock__pins_by_hash_and_names_no_address():

@@ -1,6 +1,6 @@
 """What a study file repeats of papers: numbers that somebody printed, and claims to be answered."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,6 +16,7 @@ __all__ = [
     "by_metric",
     "credits_of",
     "row_pairs",
+    "unpublished",
 ]
 
 Status: TypeAlias = Literal["author", "second-hand"]
@@ -104,6 +105,13 @@ def credits_of(
     for name, claim in {question.name: question.claim for question in questions}.items():
         if said := [part for part in (_from(claim.source, claim.status), claim.says) if part]:
             yield f"Claim {name}: {': '.join(said)}."
+
+
+def unpublished(labels: Sequence[str], numbers: Collection[str]) -> Iterator[str]:
+    """The rows to which nobody's number can be held, where `numbers` has that of others."""
+    without = [label for label in labels if label not in numbers]
+    if numbers and without:
+        yield f"No published reference: {', '.join(without)}."
 
 
 def _from(source: str, status: Status | None) -> str:

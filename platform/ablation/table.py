@@ -13,7 +13,7 @@ from typing import assert_never
 from ablation.answers import Answer, answer
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
 from ablation.certificate import Certificate
-from ablation.papers import Published, Question, credits_of
+from ablation.papers import Published, Question, credits_of, unpublished
 from ablation.plan import Plan
 from ablation.protocol import Direction
 from ablation.statistics import (
@@ -151,6 +151,7 @@ def tabulate(
         missing=tuple(line for row in rows for line in _missing(row)),
         notes=(
             *credits_of({**study.published, **study.printed}, study.questions),
+            *unpublished([row.label for row in study.rows], study.published),
             *_notes(rows, answers),
             *_verified(certificates.values()),
         ),

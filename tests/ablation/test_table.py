@@ -124,6 +124,7 @@ def test_tabulate__a_complete_study(planned: Planner) -> None:
     assert rows["a"].published == {}
     assert table.notes == (
         "Published: Table 1 (second-hand).",
+        "No published reference: a, c.",
         "Differences are paired by seed, with 95% intervals by Student's t, each by itself: "
         "no correction for 4 comparisons.",
     )
