@@ -109,6 +109,20 @@ def test_watch__of_a_resumed_run_is_that_of_one_that_never_stopped(
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_watch__of_a_run_resumed_on_cuda_can_be_exported(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    config = replace(tiny, watch=Watch(times=2, images=4, masks=3, panels=2))
+    (tmp_path / "saved").mkdir()
+    _drain(config, tiny_place, save_at=7, folder=tmp_path / "saved")
+    _, result = _drain(config, tiny_place, resume=tmp_path / "saved", folder=tmp_path)
+    result.export(tmp_path)
+    with np.load(tmp_path / "figures" / "hardness.npz") as held:
+        assert held["steps"].tolist() == [1, 12]
+
+
 @pytest.mark.parametrize(
     ("changes", "columns"),
     [
