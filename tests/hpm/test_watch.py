@@ -16,6 +16,7 @@ from hpm.figures import heat_map
 from hpm.pretrain import run
 from hpm.progress import Place, Progress, Result
 from hpm.ranks import area_under_curve, rank_correlation
+from hpm.rules import ConfigError
 from hpm.watch import denormalize, look_steps
 
 
@@ -52,6 +53,12 @@ def test_look_steps__are_spread_from_the_first_step_to_the_last() -> None:
     assert look_steps(100, 1) == {100}
     assert look_steps(3, 10) == {1, 2, 3}
     assert look_steps(100, 0) == frozenset()
+
+
+@pytest.mark.parametrize("panels", [0, 5])
+def test_config__draws_a_panel_at_least_and_only_of_what_is_watched(panels: int) -> None:
+    with pytest.raises(ConfigError, match=rf"panels must be in \[1, images=4\], got {panels}"):
+        Watch(images=4, panels=panels)
 
 
 def test_watch__says_how_well_the_prediction_ranks(

@@ -191,8 +191,7 @@ class Watch:
         if guide is not None and num_hard:
             chosen += select_hard(guide, num_hard, prefer=settings.prefer)
         _, hidden_PM, said = self._losses(student, target, images, values, mask)
-        rebuilt = self._rebuild(images, hidden_PM, said) if len(images) else None
-        return spread_units(chosen, settings.unit), rebuilt
+        return spread_units(chosen, settings.unit), self._rebuild(images, hidden_PM, said)
 
     def _rebuild(self, images: Tensor, hidden_PM: Tensor, said_PMV: Tensor) -> Tensor | None:
         """The images [P, S, S, 3] with what is said of their hidden patches, uint8."""

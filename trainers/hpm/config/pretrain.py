@@ -39,9 +39,9 @@ class Watch:
             (self.times >= 0, "times", f"must be 0 or more, got {self.times}."),
             *at_least_one(self, "images", "masks"),
             (
-                0 <= self.panels <= self.images,
+                1 <= self.panels <= self.images,
                 "panels",
-                f"must be in [0, images={self.images}], got {self.panels}.",
+                f"must be in [1, images={self.images}], got {self.panels}.",
             ),
         )
 
