@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from hpm import watch
 from hpm.config import Data, Mask, Predictor, Pretrain, Target, Watch
+from hpm.data.source import open_source
 from hpm.data.views import normalize
+from hpm.distributed import Worker
 from hpm.figures import heat_map
+from hpm.learner import build_student
+from hpm.model import MaskedModel
 from hpm.pretrain import run
 from hpm.progress import Place, Progress, Result
 from hpm.ranks import area_under_curve, rank_correlation
 from hpm.rules import ConfigError
+from hpm.schedules import at_step
+from hpm.targets import build_target
+from hpm.teacher import build_teacher
 from hpm.watch import denormalize, look_steps
 
 
@@ -32,6 +41,17 @@ def _drain(
             return steps, end.value
         if steps[-1].step == save_at:
             steps[-1].save(folder)
+
+
+def _look(
+    config: Pretrain, place: Place, student: MaskedModel, teacher: MaskedModel | None = None
+) -> tuple[watch.Look, Tensor]:
+    """One look after the last of 12 steps, and the images that were looked at."""
+    source, worker = open_source("tiny", "val", place.data), Worker(0, 1, torch.device("cpu"))
+    seen = watch.Watch.start(config, source, seed=0, worker=worker)
+    now = at_step(config, 11, epoch_steps=4)
+    seen.look(student, teacher, build_target(config, place), step=12, now=now)
+    return seen.looks[0], normalize(seen.pixels_ISS3.numpy())
 
 
 @pytest.fixture
@@ -137,12 +157,10 @@ def test_watch__of_a_run_resumed_on_cuda_can_be_exported(
         ({"target": Target(kind="normalized-pixels")}, 5),
         ({"target": Target(kind="ema")}, 4),
         ({"predictor": Predictor(objective="none"), "mask": Mask(hard_share=0.0)}, 4),
-        (
-            {"predictor": Predictor(objective="none"), "mask": Mask(guide="attention")},
-            5,
-        ),
+        ({"predictor": Predictor(objective="none"), "mask": Mask(guide="attention")}, 4),
+        ({"mask": Mask(guide="attention")}, 5),
     ],
-    ids=["hpm", "normalized", "features", "mae", "attmask"],
+    ids=["hpm", "normalized", "features", "mae", "attmask", "attmask that predicts"],
 )
 def test_figures__have_a_column_for_what_there_is(
     tiny: Pretrain,
@@ -171,6 +189,21 @@ def test_figures__mark_the_masks_by_who_chose_them(
     assert (chosen == 2).sum(axis=1).tolist() == [6] * 4
     highest = np.argsort(-predicted, axis=1, kind="stable")[:, :6]
     assert (np.take_along_axis(chosen, highest, axis=1) == 2).all()
+
+
+def test_look__tells_what_guides_from_what_is_predicted(tiny: Pretrain, tiny_place: Place) -> None:
+    config = replace(tiny, mask=Mask(guide="attention"), watch=Watch(images=4, masks=2, panels=4))
+    student = build_student(config, 0)
+    teacher = build_teacher(config, build_student(config, 1))
+    look, images = _look(config, tiny_place, student, teacher)
+    assert look.predicted_IN is not None
+    assert look.predicted_IN.equal(teacher.predict_loss(images))
+    attended = teacher.encoder.attend(images).topk(6, dim=1).indices
+    assert (look.chosen_PN == 2).sum(dim=1).tolist() == [6] * 4
+    assert (look.chosen_PN.gather(1, attended) == 2).all()
+    alone, _ = _look(replace(config, mask=Mask(hard_share=0.0)), tiny_place, student)
+    assert alone.predicted_IN is not None
+    assert alone.predicted_IN.equal(student.predict_loss(images))
 
 
 def test_figures__rebuild_what_is_seen_as_it_was(scenes: Pretrain) -> None:

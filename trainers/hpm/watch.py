@@ -38,9 +38,9 @@ class Look(NamedTuple):
 
     step: int
     true_IN: Tensor
-    """Reconstruction's loss, mean over the masks that hide a patch; NaN where none does."""
+    """The student's loss, mean over the masks that hide a patch; NaN where none does."""
     predicted_IN: Tensor | None
-    """What masks are guided by: predicted loss (or attention), None where nothing is."""
+    """The loss that the teacher (without one, the student) predicts; None without a predictor."""
     chosen_PN: Tensor
     """One mask of each, int8: 0 visible, 1 hidden at random, 2 hidden by the guide."""
     rebuilt_PSS3: Tensor | None
@@ -106,21 +106,25 @@ class Watch:
     ) -> dict[str, float]:
         """Look after a step; what the numbers are of is said in `metrics`."""
         images = normalize(self.pixels_ISS3.numpy()).to(self.device)
-        tokens = None if teacher is None else teacher.encoder(images)
-        values_IN = target.values(Seen(images, None if tokens is None else tokens[:, 1:].float()))
+        judge = student if teacher is None else teacher
+        tokens = judge.encoder(images)
+        own = None if teacher is None else tokens[:, 1:].float()
+        values_IN = target.values(Seen(images, own))
         sums, counts = (torch.zeros(values_IN.shape[:2], device=self.device) for _ in range(2))
         for noise_IU in self.noise_KIU:
             mask_IU = draw_mask(noise_IU, None, num_masked=now.num_masked, num_hard=0)
             loss_IM, hidden_IM, _ = self._losses(student, target, images, values_IN, mask_IU)
             sums.scatter_add_(1, hidden_IM, loss_IM)
             counts.scatter_add_(1, hidden_IM, torch.ones_like(loss_IM))
-        guide_IN = self._guide(student, teacher, images)
+        predicted_IN = None if judge.loss_predictor is None else judge.predicted(tokens)
+        attended = self.config.mask.guide == "attention"
+        guide_IN = judge.encoder.attend(images) if attended else predicted_IN
         chosen_PN, rebuilt = self._panels(student, target, images, values_IN, guide_IN, now)
         self.looks.append(
             Look(
                 step,
                 (sums / counts).cpu(),
-                None if guide_IN is None else guide_IN.cpu(),
+                None if predicted_IN is None else predicted_IN.cpu(),
                 chosen_PN.cpu(),
                 None if rebuilt is None else rebuilt.cpu(),
             )
@@ -151,14 +155,6 @@ class Watch:
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Take over what an earlier `state` held."""
         self.looks[:] = [Look(**look) for look in state]
-
-    def _guide(
-        self, student: MaskedModel, teacher: MaskedModel | None, images: Tensor
-    ) -> Tensor | None:
-        model = student if teacher is None else teacher
-        if self.config.mask.guide == "attention":
-            return model.encoder.attend(images)
-        return None if model.loss_predictor is None else model.predict_loss(images)
 
     def _losses(
         self, student: MaskedModel, target: Target, images: Tensor, values_IN: Tensor, mask: Tensor
