@@ -13,18 +13,23 @@ from torch import Tensor
 
 from hpm import watch
 from hpm.config import Data, Mask, Predictor, Pretrain, Target, Watch
+from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.source import open_source
 from hpm.data.views import normalize
 from hpm.distributed import Worker
 from hpm.figures import heat_map
 from hpm.learner import build_student
-from hpm.model import MaskedModel
+from hpm.masking import draw_mask
+from hpm.model import MaskedModel, Prediction
+from hpm.noise import MaskNoise
+from hpm.patches import patchify
 from hpm.pretrain import run
 from hpm.progress import Place, Progress, Result
+from hpm.randomness import Purpose, generator
 from hpm.ranks import area_under_curve, rank_correlation
 from hpm.rules import ConfigError
 from hpm.schedules import at_step
-from hpm.targets import build_target
+from hpm.targets import Seen, build_target
 from hpm.teacher import build_teacher
 from hpm.watch import denormalize, look_steps
 
@@ -48,7 +53,7 @@ def _look(
 ) -> tuple[watch.Look, Tensor]:
     """One look after the last of 12 steps, and the images that were looked at."""
     source, worker = open_source("tiny", "val", place.data), Worker(0, 1, torch.device("cpu"))
-    seen = watch.Watch.start(config, source, seed=0, worker=worker)
+    seen = watch.Watch.start(config, source, seed=0, epoch_steps=4, worker=worker)
     now = at_step(config, 11, epoch_steps=4)
     seen.look(student, teacher, build_target(config, place), step=12, now=now)
     return seen.looks[0], normalize(seen.pixels_ISS3.numpy())
@@ -100,6 +105,14 @@ def test_watch__compares_with_the_foreground_where_there_is_one(
     _, result = _drain(scenes, tiny_place, folder=tmp_path)
     assert 0 <= result.metrics["predicted_auc"] <= 1
     assert 0 <= result.metrics["true_auc"] <= 1
+    result.export(tmp_path)
+    with np.load(tmp_path / "figures" / "hardness.npz") as held:
+        foreground = held["foreground"].reshape(6, 4, 4)
+    source = open_source("fashion-scenes", "val", tiny_place.data)
+    assert isinstance(source, FashionScenes)
+    for index, patches in zip(np.linspace(0, 1999, 6).astype(int), foreground, strict=True):
+        shares = source.mask(index).reshape(4, 8, 4, 8).mean(axis=(1, 3))
+        assert np.array_equal(patches, shares > 0.5)
 
 
 def test_watch__changes_nothing_of_what_is_learnt(
@@ -204,6 +217,80 @@ def test_look__tells_what_guides_from_what_is_predicted(tiny: Pretrain, tiny_pla
     alone, _ = _look(replace(config, mask=Mask(hard_share=0.0)), tiny_place, student)
     assert alone.predicted_IN is not None
     assert alone.predicted_IN.equal(student.predict_loss(images))
+
+
+@pytest.mark.parametrize("rest", ["random", "block", "grid"])
+def test_look__averages_over_random_masks_whatever_a_run_hides(
+    tiny: Pretrain, tiny_place: Place, rest: str
+) -> None:
+    mask = Mask(rest=rest, ratio=0.5, hard_share=0.0)
+    config = replace(tiny, mask=mask, watch=Watch(images=4, masks=3, panels=1))
+    student = build_student(config, 0)
+    look, images = _look(config, tiny_place, student)
+    found = np.full((3, 4, 16), np.nan)
+    for number, index in np.ndindex(3, 4):
+        stream = generator(Purpose.WATCH, seed=0, epoch=number, index=index)
+        draws = stream.random(16, dtype=np.float32)
+        hides = draws >= np.sort(draws)[8]
+        visible, hidden = (torch.from_numpy(np.flatnonzero(part)) for part in (~hides, hides))
+        image = images[index : index + 1]
+        with torch.no_grad():
+            said = student(image, visible[None], hidden[None]).values_BMP[0]
+        errors = (said - patchify(image, 4)[0, hidden]).square().mean(dim=1)
+        found[number, index, hides] = errors.numpy()
+    count = (~np.isnan(found)).sum(axis=0)
+    mean = np.where(count > 0, np.nansum(found, axis=0) / np.maximum(count, 1), np.nan)
+    np.testing.assert_allclose(look.true_IN.numpy(), mean, rtol=1e-4)
+
+
+def test_look__draws_the_panels_as_training_would_now(tiny: Pretrain, tiny_place: Place) -> None:
+    config = replace(tiny, watch=Watch(images=4, masks=2, panels=4))
+    grid = replace(config, mask=Mask(rest="grid", hard_share=0.0))
+    look, _ = _look(grid, tiny_place, build_student(grid, 0))
+    visible = look.chosen_PN.reshape(4, 4, 4) == 0
+    assert visible[:, ::2, ::2].all()
+    assert visible.sum() == 4 * 4
+    mask = Mask(rest="block", ratio=(0.2, 0.8), schedule_by="step", hard_share=0.0)
+    block = replace(config, mask=mask)
+    look, _ = _look(block, tiny_place, build_student(block, 0))
+    draw = MaskNoise(block, epoch_steps=4)
+    noise = [draw(generator(Purpose.WATCH, seed=0, index=index), 11) for index in range(4)]
+    expected = draw_mask(torch.from_numpy(np.stack(noise)), None, num_masked=13, num_hard=0)
+    assert look.chosen_PN.equal(expected.to(torch.int8))
+
+
+@pytest.mark.parametrize("kind", ["pixels", "normalized-pixels"])
+def test_look__rebuilds_the_image_from_what_is_right_of_its_patches(
+    tiny: Pretrain, tiny_place: Place, kind: str
+) -> None:
+    config = replace(tiny, target=Target(kind=kind), watch=Watch(images=4, masks=2, panels=2))
+    student, target = build_student(config, 0), build_target(config, tiny_place)
+
+    def know(_: object, seen: tuple[Tensor, ...], said: Prediction) -> Prediction:
+        values = target.values(Seen(seen[0])).take_along_dim(seen[2][:, :, None], dim=1)
+        return said._replace(values_BMP=values)
+
+    student.register_forward_hook(know)
+    look, images = _look(config, tiny_place, student)
+    assert look.rebuilt_PSS3 is not None
+    assert look.rebuilt_PSS3.equal(denormalize(images[:2]))
+
+
+def test_look__leaves_visible_patches_as_they_are(tiny: Pretrain, tiny_place: Place) -> None:
+    config = replace(tiny, watch=Watch(images=4, masks=2, panels=2))
+    student = build_student(config, 0)
+
+    def grey(_: object, __: object, said: Prediction) -> Prediction:
+        return said._replace(values_BMP=torch.zeros_like(said.values_BMP))
+
+    student.register_forward_hook(grey)
+    look, images = _look(config, tiny_place, student)
+    hidden = look.chosen_PN.reshape(2, 4, 4) > 0
+    hidden = hidden.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    assert look.rebuilt_PSS3 is not None
+    assert look.rebuilt_PSS3[~hidden].equal(denormalize(images[:2])[~hidden])
+    # ImageNet's mean, which is 0 where images are normalised.
+    assert (look.rebuilt_PSS3[hidden] == torch.tensor([124, 116, 104])).all()
 
 
 def test_figures__rebuild_what_is_seen_as_it_was(scenes: Pretrain) -> None:

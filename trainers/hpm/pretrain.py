@@ -67,7 +67,7 @@ def run(
         if should_stop():
             return None
     looks = look_steps(total, config.watch.times)
-    watch = _watch(config, place, seed=seed, worker=worker)
+    watch = _watch(config, place, seed=seed, epoch_steps=epoch_steps, worker=worker)
     learner = Learner.start(config, target, watch, seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
     steps = range(done, total)
@@ -91,11 +91,13 @@ def run(
     return Result(metrics, learner.export)
 
 
-def _watch(config: Pretrain, place: Place, *, seed: int, worker: Worker) -> Watch | None:
+def _watch(
+    config: Pretrain, place: Place, *, seed: int, epoch_steps: int, worker: Worker
+) -> Watch | None:
     if config.watch.times == 0:
         return None
     source = open_source(config.data.name, "val", place.data)
-    return Watch.start(config, source, seed=seed, worker=worker)
+    return Watch.start(config, source, seed=seed, epoch_steps=epoch_steps, worker=worker)
 
 
 def _batches(

@@ -25,8 +25,8 @@ def fits(data: Data, encoder: Encoder) -> Rule:
 class Watch:
     """How training is looked at: `times` times, on `images` of the validation split.
 
-    Of each of them the reconstruction's loss is averaged over `masks` random masks (paper, Figure
-    2: 10) and compared with the predicted one; `panels` of them are drawn.
+    Of each of them the reconstruction's loss is averaged over `masks` masks, random whatever the
+    run's are (paper, Figure 2: 10), and compared with the predicted one; `panels` are drawn.
     """
 
     times: int = 10
