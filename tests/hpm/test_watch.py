@@ -80,6 +80,27 @@ def test_look_steps__are_spread_from_the_first_step_to_the_last() -> None:
     assert look_steps(100, 0) == frozenset()
 
 
+def test_look_steps__are_at_the_ends_of_chosen_epochs_too() -> None:
+    assert look_steps(12, 0, [0.4, 4.0, 6.0]) == {1, 4, 6}
+    assert look_steps(12, 2, [4.0]) == {1, 4, 12}
+
+
+def test_watch__looks_at_the_ends_of_chosen_epochs(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    watched = Watch(times=0, epochs=(0.5, 2), images=4, masks=2, panels=2)
+    steps, result = _drain(replace(tiny, watch=watched), tiny_place, folder=tmp_path)
+    assert [p.step for p in steps if "rank_correlation" in p.metrics] == [2, 8]
+    result.export(tmp_path)
+    assert len(list((tmp_path / "figures").glob("panel-step-*.png"))) == 2
+
+
+@pytest.mark.parametrize("epoch", [0, 3.5])
+def test_config__looks_at_epochs_of_the_run_alone(tiny: Pretrain, epoch: float) -> None:
+    with pytest.raises(ConfigError, match=r"watch\.epochs must be in \(0, epochs=3\], got"):
+        replace(tiny, watch=Watch(epochs=(1, epoch)))
+
+
 @pytest.mark.parametrize("panels", [0, 5])
 def test_config__draws_a_panel_at_least_and_only_of_what_is_watched(panels: int) -> None:
     with pytest.raises(ConfigError, match=rf"panels must be in \[1, images=4\], got {panels}"):

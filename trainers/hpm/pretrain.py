@@ -66,7 +66,8 @@ def run(
     for _ in target.prepare():
         if should_stop():
             return None
-    looks = look_steps(total, config.watch.times)
+    ends = [epoch * epoch_steps for epoch in config.watch.epochs]
+    looks = look_steps(total, config.watch.times, ends)
     watch = _watch(config, place, seed=seed, epoch_steps=epoch_steps, worker=worker)
     learner = Learner.start(config, target, watch, seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
@@ -94,7 +95,7 @@ def run(
 def _watch(
     config: Pretrain, place: Place, *, seed: int, epoch_steps: int, worker: Worker
 ) -> Watch | None:
-    if config.watch.times == 0:
+    if not (config.watch.times or config.watch.epochs):
         return None
     source = open_source(config.data.name, "val", place.data)
     return Watch.start(config, source, seed=seed, epoch_steps=epoch_steps, worker=worker)

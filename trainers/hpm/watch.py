@@ -47,10 +47,14 @@ class Look(NamedTuple):
     """The image under that mask, reconstructed, uint8; None where pixels are not the target."""
 
 
-def look_steps(total: int, times: int) -> frozenset[int]:
-    """After which of `total` steps to look: evenly from the first to the last, the last always."""
+def look_steps(total: int, times: int, others: Sequence[float] = ()) -> frozenset[int]:
+    """After which of `total` steps to look: evenly, the first and the last among them, and others.
+
+    A single time is the last step; others are rounded.
+    """
     first = total if times == 1 else 1
-    return frozenset(np.linspace(first, total, times).round().astype(int).tolist())
+    steps = np.append(np.linspace(first, total, times), others).round().astype(int)
+    return frozenset(steps.clip(1).tolist())
 
 
 @final
