@@ -82,6 +82,14 @@ def test_predicted_loss__in_bfloat16_still_tells_patches_apart() -> None:
     assert len(loss.bfloat16().unique()) < 0.9 * 256
 
 
+@pytest.mark.parametrize("head", ["patch", "scalar"])
+def test_predicted_loss__is_not_rounded_to_bfloat16(tiny: Pretrain, head: str) -> None:
+    student = build_student(replace(tiny, predictor=Predictor(head=head)), 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        loss = student.predict_loss(_images())
+    assert not loss.equal(loss.bfloat16().float())
+
+
 def test_teacher__has_no_reconstructor_and_no_gradient(tiny: Pretrain) -> None:
     student = build_student(tiny, 0)
     teacher = build_teacher(tiny, student)
