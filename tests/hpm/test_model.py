@@ -36,6 +36,20 @@ def test_encoder__sees_visible_patches_only(tiny: Pretrain) -> None:
     assert not encoder(images).equal(encoder(changed))
 
 
+def test_attend__is_what_the_cls_token_pays_in_the_last_block(tiny: Pretrain) -> None:
+    config = replace(tiny, encoder=replace(tiny.encoder, depth=2))
+    encoder, images = build_student(config, 0).encoder, _images()
+    last, entered = encoder.blocks[-1], []
+    last.norm1.register_forward_hook(lambda _, __, tokens: entered.append(tokens))
+    encoder(images)
+    query, key, _ = last.attn.qkv(entered[0]).chunk(3, dim=-1)
+    rows = []
+    for head in (slice(0, 8), slice(8, 16)):
+        scores = query[..., head] @ key[..., head].transpose(1, 2) / 8**0.5
+        rows.append(scores.softmax(dim=-1)[:, 0, 1:])
+    torch.testing.assert_close(encoder.attend(images), (rows[0] + rows[1]) / 2)
+
+
 def test_model__predicts_each_hidden_patch(tiny: Pretrain) -> None:
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, 4:] = True
