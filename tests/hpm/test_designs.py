@@ -49,6 +49,8 @@ DESIGNS = {
     "own width": {"predictor": Predictor(shares="nothing", width=8, heads=2, depth=2)},
     "own depth": {"predictor": Predictor(depth=3)},
     "one layer more": {"predictor": Predictor(shares="blocks")},
+    "one output": {"predictor": Predictor(head="scalar")},
+    "one layer more of one output": {"predictor": Predictor(shares="blocks", head="scalar")},
     "mask tokens": {"mask": Mask(as_tokens=True)},
     "SimMIM": {"mask": Mask(as_tokens=True), "decoder": Decoder(width=16, depth=0, heads=2)},
     "SimMIM with a deep predictor": {
@@ -107,6 +109,20 @@ def test_predictor__of_one_layer_more_adds_only_that(tiny: Pretrain) -> None:
     plain = replace(tiny, predictor=Predictor(objective="none"), mask=Mask(hard_share=0.0))
     more, less = (set(build_student(c, 0).state_dict()) for c in (config, plain))
     assert more - less == {"loss_predictor.weight", "loss_predictor.bias"}
+
+
+@pytest.mark.parametrize("shares", ["input", "blocks", "nothing"])
+def test_predictor__says_as_much_as_a_patch_has_pixels_or_one_number(
+    tiny: Pretrain, shares: str
+) -> None:
+    patch, scalar = (
+        build_student(replace(tiny, predictor=Predictor(shares=shares, **head)), 0).state_dict()
+        for head in ({}, {"head": "scalar"})
+    )
+    assert patch.keys() == scalar.keys()
+    rows = {n: (len(patch[n]), len(scalar[n])) for n in patch if not patch[n].equal(scalar[n])}
+    layer = "loss_predictor" if shares == "blocks" else "loss_predictor.output"
+    assert rows == {f"{layer}.weight": (48, 1), f"{layer}.bias": (48, 1)}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,20 @@ def test_encoder__sees_visible_patches_only(tiny: Pretrain) -> None:
     assert not encoder(images).equal(encoder(changed))
 
 
+def test_attend__is_what_the_cls_token_pays_in_the_last_block(tiny: Pretrain) -> None:
+    config = replace(tiny, encoder=replace(tiny.encoder, depth=2))
+    encoder, images = build_student(config, 0).encoder, _images()
+    last, entered = encoder.blocks[-1], []
+    last.norm1.register_forward_hook(lambda _, __, tokens: entered.append(tokens))
+    encoder(images)
+    query, key, _ = last.attn.qkv(entered[0]).chunk(3, dim=-1)
+    rows = []
+    for head in (slice(0, 8), slice(8, 16)):
+        scores = query[..., head] @ key[..., head].transpose(1, 2) / 8**0.5
+        rows.append(scores.softmax(dim=-1)[:, 0, 1:])
+    torch.testing.assert_close(encoder.attend(images), (rows[0] + rows[1]) / 2)
+
+
 def test_model__predicts_each_hidden_patch(tiny: Pretrain) -> None:
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, 4:] = True
@@ -80,6 +94,14 @@ def test_predicted_loss__in_bfloat16_still_tells_patches_apart() -> None:
     assert loss.dtype == torch.float32
     assert len(loss.unique()) > 0.95 * 256
     assert len(loss.bfloat16().unique()) < 0.9 * 256
+
+
+@pytest.mark.parametrize("head", ["patch", "scalar"])
+def test_predicted_loss__is_not_rounded_to_bfloat16(tiny: Pretrain, head: str) -> None:
+    student = build_student(replace(tiny, predictor=Predictor(head=head)), 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        loss = student.predict_loss(_images())
+    assert not loss.equal(loss.bfloat16().float())
 
 
 def test_teacher__has_no_reconstructor_and_no_gradient(tiny: Pretrain) -> None:

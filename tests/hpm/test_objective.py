@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpm.config import Predictor, Pretrain
+from hpm.config import Mask, Predictor, Pretrain
 from hpm.learner import build_student
 from hpm.masking import draw_mask
 from hpm.model import MaskedModel, Prediction
@@ -51,6 +51,18 @@ def test_objective__hides_what_the_teacher_finds_hard(tiny: Pretrain, tiny_place
     mask = draw_mask(noise, teacher.predict_loss(images), num_masked=12, num_hard=6)
     assert seen[0].equal(mask.nonzero()[:, 1].reshape(3, 12))
     assert losses.mask_BN.equal(mask)
+
+
+def test_objective__hides_what_the_teacher_attends_to_most(
+    tiny: Pretrain, tiny_place: Place
+) -> None:
+    plain = Predictor(objective="none")
+    config = replace(tiny, mask=Mask(guide="attention"), predictor=plain)
+    teacher = build_teacher(config, build_student(config, 1))
+    losses = _losses(build_student(config, 0), teacher, config, tiny_place, num_hard=12)
+    attended = teacher.encoder.attend(_batch()[0]).topk(12, dim=1).indices
+    assert losses.mask_BN.sum(dim=1).tolist() == [12] * 3
+    assert losses.mask_BN.gather(1, attended).all()
 
 
 def test_objective__does_not_run_the_teacher_without_hard_patches(

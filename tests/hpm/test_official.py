@@ -1,6 +1,7 @@
 """Encoders out of checkpoints that others made."""
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,18 @@ def test_read__resizes_positions(
             lambda s: {"model": {**s, "norm.weight": torch.zeros(5)}},
             r"norm\.weight \(5,\) instead of \(16,\)",
         ),
+        (
+            lambda s: {"model": {re.sub("^norm", "fc_norm", n): v for n, v in s.items()}},
+            r"lacks norm\.bias, norm\.weight; has besides fc_norm\.bias, fc_norm\.weight",
+        ),
+        (
+            lambda s: {"model": {**s, "pos_embed": s["pos_embed"][:, 1:]}},
+            r"of CLS and of a square grid of patches, .*, got \(1, 16, 16\)",
+        ),
+        (lambda s: {"model": {**s, "pos_embed": s["pos_embed"][:, :14]}}, r"got \(1, 14, 16\)"),
+        (lambda s: {"model": {**s, "pos_embed": s["pos_embed"][0]}}, r"got \(17, 16\)"),
         (lambda s: {"weights": s}, "under state_dict or model, got weights"),
+        (lambda s: {**s, "epoch": 3}, r"under state_dict or model, got blocks.* and \d+ more\."),
         (lambda s: [1, 2], "checkpoint by name, got list"),
     ],
 )

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from hpm.config import Mask, Optim, Pretrain
+from hpm.rules import ConfigError
 from hpm.schedules import (
     at_step,
     ema_momentum,
@@ -49,6 +50,12 @@ def test_moved__by_cosine_is_slow_at_both_ends_and_linear_in_the_middle() -> Non
 def test_moved__by_a_step_jumps_once_and_where_it_is_told() -> None:
     values = [moved(e, Mask(schedule="step", step_at=0.3), (0.0, 0.5), parts=10) for e in range(10)]
     assert values == [0.0] * 3 + [0.5] * 7
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_mask__takes_the_time_of_a_step_for_a_step_alone(schedule: str) -> None:
+    with pytest.raises(ConfigError, match=f"step_at must be left out where schedule is {schedule}"):
+        Mask(schedule=schedule, step_at=0.3)
 
 
 def test_learning_rate__warms_up_and_ends_at_0() -> None:

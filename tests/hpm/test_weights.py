@@ -1,11 +1,10 @@
 from pathlib import Path
 
-import pytest
 import torch
 
 from hpm.config import Pretrain
 from hpm.learner import build_student
-from hpm.weights import Description, export_encoder, from_official, load_encoder, timm_state
+from hpm.weights import Description, export_encoder, load_encoder, timm_state
 
 
 def test_export__brings_back_encoders_and_what_they_are(tiny: Pretrain, tmp_path: Path) -> None:
@@ -25,8 +24,3 @@ def test_export__without_a_teacher_writes_none(tiny: Pretrain, tmp_path: Path) -
     export_encoder(tmp_path, Description(tiny.encoder, tiny.data), student=timm_state(encoder))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["encoder.json", "student.safetensors"]
-
-
-def test_from_official__refuses_a_foreign_name() -> None:
-    with pytest.raises(ValueError, match=r"official HPM checkpoint, got 'head\.weight'"):
-        from_official({"head.weight": torch.zeros(1)})

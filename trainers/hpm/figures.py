@@ -55,8 +55,6 @@ def write_figures(folder: Path, watch: Watch) -> None:
         return
     folder.mkdir()
     _write_numbers(folder / "hardness.npz", watch)
-    if not watch.config.watch.panels:
-        return
     pixels = watch.pixels_ISS3.numpy()[: watch.config.watch.panels]
     for look in watch.looks:
         _panel(pixels, look).save(folder / f"panel-step-{look.step:07}.png")

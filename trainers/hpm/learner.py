@@ -133,7 +133,8 @@ class Learner:
 
     def restore(self, folder: Path) -> tuple[int, dict[str, float]]:
         """Take over what `save` wrote; its step and metrics."""
-        state = load_state(folder, self.worker.device)
+        # Weights and moments are copied to where theirs are; what was seen stays on the CPU.
+        state = load_state(folder, torch.device("cpu"))
         self.student.load_state_dict(state["student"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])

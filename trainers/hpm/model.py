@@ -96,7 +96,7 @@ class VisionTransformer(nn.Module):
 
 
 class Head(nn.Module):
-    """Blocks over visible and mask tokens, and P values for each token that is asked for.
+    """Blocks over visible and mask tokens, and a layer that says P values of each token.
 
     Without blocks it is one linear layer on the encoder's tokens.
     """
@@ -113,11 +113,6 @@ class Head(nn.Module):
         """What enters the last layer: the tokens [B, T - first, D] from `first` on."""
         tokens: Tensor = self.norm(self.blocks(tokens_BTD)[:, first:])
         return tokens
-
-    def forward(self, tokens_BTD: Tensor, first: int) -> Tensor:
-        """Outputs [B, T - first, P] of the tokens from `first` on."""
-        values: Tensor = self.output(self.trunk(tokens_BTD, first))
-        return values
 
 
 class DecoderInput(nn.Module):
@@ -173,6 +168,7 @@ class MaskedModel(nn.Module):
         if as_tokens:
             self.hidden["mask_token"] = nn.Parameter(torch.zeros(1, 1, encoder.width))
         own, pixels = predictor.blocks(decoder), 3 * encoder.patch_size**2
+        said = pixels if predictor.head == "patch" else 1
         self.outputs = outputs or pixels
         predicts = predictor.objective != "none"
         enter = partial(DecoderInput, encoder, image_size=image_size, mask_token=not as_tokens)
@@ -187,12 +183,12 @@ class MaskedModel(nn.Module):
             case _ if not predicts:
                 pass
             case "input":
-                self.loss_predictor = Head(own, encoder, outputs=pixels)
+                self.loss_predictor = Head(own, encoder, outputs=said)
             case "blocks":
-                self.loss_predictor = nn.Linear(decoder.width, pixels)
+                self.loss_predictor = nn.Linear(decoder.width, said)
             case "nothing":
                 self.predictor_input = enter(own.width) if own.depth > 0 else None
-                self.loss_predictor = Head(own, encoder, outputs=pixels)
+                self.loss_predictor = Head(own, encoder, outputs=said)
             case other:
                 assert_never(other)
 
@@ -207,11 +203,12 @@ class MaskedModel(nn.Module):
             case None:
                 return Prediction(values, None)
             case nn.Linear() as output:
-                return Prediction(values, _mean(output(trunk)))
+                return Prediction(values, _loss(output, trunk))
             case head:
                 if self.predictor_input is not None:
                     shared = self._enter(self.predictor_input, encoded, visible_BK, hidden_BM)
-                return Prediction(values, _mean(head(encoded if head.linear else shared, first)))
+                trunk = head.trunk(encoded if head.linear else shared, first)
+                return Prediction(values, _loss(head.output, trunk))
 
     def predict_loss(self, images_BCHW: Tensor) -> Tensor:
         """Predicted loss [B, N] of every patch of whole images."""
@@ -231,9 +228,9 @@ class MaskedModel(nn.Module):
                 raise AssertionError("this model has no loss predictor")
             case nn.Linear() as output:
                 assert self.reconstructor is not None
-                return _mean(output(self.reconstructor.trunk(tokens, 1)))
+                return _loss(output, self.reconstructor.trunk(tokens, 1))
             case head:
-                return _mean(head(encoded_BTD if head.linear else tokens, 1))
+                return _loss(head.output, head.trunk(encoded_BTD if head.linear else tokens, 1))
 
     def _encode(self, images_BCHW: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """Tokens of CLS and visible patches; then of the hidden, where they are mask tokens."""
@@ -251,12 +248,18 @@ class MaskedModel(nn.Module):
         return encoded if enter is None else enter(encoded, visible_BK, hidden_BM)
 
 
-def _mean(outputs_BNP: Tensor) -> Tensor:
-    """Official: the mean of as many outputs as a patch has pixel values is the predicted loss.
+def _loss(output: nn.Linear, trunk_BND: Tensor) -> Tensor:
+    """Predicted loss: the mean of the outputs (official: as many as a patch has pixel values).
 
-    In float32, for a mean rounded to bfloat16 would leave ties in the order of the patches.
+    In float32, as a single output is computed too, for what is rounded to bfloat16 would leave ties
+    in the order of the patches.
     """
-    return outputs_BNP.float().mean(dim=-1)
+    if output.out_features == 1:
+        with torch.autocast(trunk_BND.device.type, enabled=False):
+            said: Tensor = output(trunk_BND.float())
+    else:
+        said = output(trunk_BND)
+    return said.float().mean(dim=-1)
 
 
 def positions(side: int, width: int) -> Tensor:

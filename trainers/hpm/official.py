@@ -9,6 +9,7 @@ import argparse
 import pickle
 import re
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ _KEYS: Final[Mapping[Role, tuple[str, ...]]] = {
     "student": ("state_dict", "model"),
     "teacher": ("ema_state_dict",),
 }
-_ASIDE = re.compile(r"(decoder_|mask_token$|head\.|fc_norm\.)")
+_ASIDE = re.compile(r"(decoder_|mask_token$|head\.)")
 
 
 def read_encoder(
@@ -50,6 +51,7 @@ def read_encoder(
     with torch.device("meta"):
         wanted = timm_state(VisionTransformer(settings, image_size=image_size))
     _require_names(state, wanted, path)
+    _require_positions(state["pos_embed"], path)
     if state["pos_embed"].shape[2] == settings.width:
         side = image_size // settings.patch_size
         state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"].float(), [side, side])
@@ -82,10 +84,8 @@ def _state(content: Mapping[str, Any], path: Path, role: Role) -> Mapping[str, T
             return held
     if role == "student" and all(isinstance(value, Tensor) for value in content.values()):
         return content
-    wanted = " or ".join(_KEYS[role])
-    raise DataError(
-        f"{path} must hold the {role}'s weights under {wanted}, got {', '.join(map(str, content))}."
-    )
+    wanted, got = " or ".join(_KEYS[role]), _some(set(map(str, content)))
+    raise DataError(f"{path} must hold the {role}'s weights under {wanted}, got {got}.")
 
 
 def _require_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
@@ -95,6 +95,16 @@ def _require_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pa
         raise DataError(
             f"{path} must be of a plain vision transformer with a CLS token, as deep as the "
             f"encoder: it {words}. Set encoder to what the checkpoint is."
+        )
+
+
+def _require_positions(table: Tensor, path: Path) -> None:
+    shape = tuple(table.shape)
+    patches = shape[1] - 1 if len(shape) == 3 and shape[0] == 1 else 0
+    if patches < 1 or isqrt(patches) ** 2 != patches:
+        raise DataError(
+            f"{path} must hold the positions (pos_embed) of CLS and of a square grid of patches, "
+            f"(1, 1 + side * side, width), got {shape}. Use another checkpoint."
         )
 
 

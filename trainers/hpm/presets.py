@@ -42,14 +42,15 @@ _VIT_LARGE_800: Final[Preset] = {
     "pretrain": {"epochs": 800, "optim": {"batch_size": 256}, "encoder": _LARGE},
     # The link has no ViT-L: blocks as mmsegmentation's BEiT has them, the rest is ViT-B's (ours).
     "segment": {"data": {"name": "ade20k"}, "layers": (8, 12, 16, 24)},
-    # FINETUNE.md: 8 GPUs with 64 images each.
+    # finetune_large.sh: 8 GPUs with 64 images each.
     "finetune": {"optim": {"epochs": 50, "batch_size": 512}},
     # detectron2's mask_rcnn_vitdet_l_100ep.
     "detect": {"data": {"name": "coco"}, "drop_path": 0.4, "optim": {"layer_decay": 0.8}},
 }
 
 # microsoft/SimMIM, configs/vit_base__800ep: learning rate 1e-4 for a batch of 512, and its data
-# module's crops. Ours: fixed positions, no drop path, a cosine in place of one step at epoch 700.
+# module's crops. Ours: fixed positions, no layer scale or drop path, bicubic crops, a cosine in
+# place of one step at epoch 700, weight decay of the CLS token too.
 _SIMMIM: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {
@@ -63,7 +64,8 @@ _SIMMIM: Final[Preset] = {
     },
 }
 
-# open-mmlab/mmpretrain, configs/maskfeat: 78 of 196 patches, in blocks. Ours: fixed positions.
+# open-mmlab/mmpretrain, configs/maskfeat: 78 of 196 patches, in blocks. Ours: fixed positions,
+# blocks of at least 16 patches (there 15), weight decay of the mask token too.
 _MASKFEAT: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {
@@ -84,7 +86,8 @@ _MASKFEAT: Final[Preset] = {
 }
 
 # open-mmlab/mmpretrain, configs/beit: 75 of 196 patches, in blocks, as tokens of a tokenizer that
-# the study names (target.codebook). Ours: fixed positions, no layer scale, drop path or colours.
+# the study names (target.codebook). Ours: fixed positions, no layer scale, drop path or colours,
+# a cosine to 0 (there 1e-5), weight decay of the CLS token too.
 _BEIT: Final[Preset] = {
     **_VIT_BASE_200,
     "pretrain": {

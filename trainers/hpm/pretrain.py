@@ -67,8 +67,9 @@ def run(
     for _ in target.prepare():
         if should_stop():
             return None
-    looks = look_steps(total, config.watch.times)
-    watch = _watch(config, place, seed=seed, worker=worker)
+    ends = [epoch * epoch_steps for epoch in config.watch.epochs]
+    looks = look_steps(total, config.watch.times, ends)
+    watch = _watch(config, place, seed=seed, epoch_steps=epoch_steps, worker=worker)
     learner = Learner.start(config, target, watch, seed=seed, worker=worker)
     done, metrics = (0, {}) if resume is None else learner.restore(resume)
     steps = range(done, total)
@@ -92,11 +93,13 @@ def run(
     return Result(metrics, learner.export)
 
 
-def _watch(config: Pretrain, place: Place, *, seed: int, worker: Worker) -> Watch | None:
-    if config.watch.times == 0:
+def _watch(
+    config: Pretrain, place: Place, *, seed: int, epoch_steps: int, worker: Worker
+) -> Watch | None:
+    if not (config.watch.times or config.watch.epochs):
         return None
     source = open_source(config.data.name, "val", place.data)
-    return Watch.start(config, source, seed=seed, worker=worker)
+    return Watch.start(config, source, seed=seed, epoch_steps=epoch_steps, worker=worker)
 
 
 def _batches(

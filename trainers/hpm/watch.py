@@ -1,7 +1,7 @@
 """Where is hard? Training looked at from time to time, on a few images of the validation split.
 
-Of each image the reconstruction's loss, averaged over several random masks, is compared with the
-loss that is predicted of the whole image, and that with what is foreground. What was seen is kept
+Of each image the student's loss, averaged over several random masks, is compared with the loss
+that is predicted of the whole image, and both with what is foreground. What was seen is kept
 as numbers; `hpm.figures` draws it. Letters: I images, P of them for panels, S side of an image, N
 patches, U units.
 """
@@ -38,19 +38,23 @@ class Look(NamedTuple):
 
     step: int
     true_IN: Tensor
-    """Reconstruction's loss, mean over the masks that hide a patch; NaN where none does."""
+    """The student's loss, mean over the masks that hide a patch; NaN where none does."""
     predicted_IN: Tensor | None
-    """What masks are guided by: predicted loss (or attention), None where nothing is."""
+    """The loss that the teacher (without one, the student) predicts; None without a predictor."""
     chosen_PN: Tensor
     """One mask of each, int8: 0 visible, 1 hidden at random, 2 hidden by the guide."""
     rebuilt_PSS3: Tensor | None
     """The image under that mask, reconstructed, uint8; None where pixels are not the target."""
 
 
-def look_steps(total: int, times: int) -> frozenset[int]:
-    """After which of `total` steps to look: evenly from the first to the last, the last always."""
+def look_steps(total: int, times: int, others: Sequence[float] = ()) -> frozenset[int]:
+    """After which of `total` steps to look: evenly, the first and the last among them, and others.
+
+    A single time is the last step; others are rounded.
+    """
     first = total if times == 1 else 1
-    return frozenset(np.linspace(first, total, times).round().astype(int).tolist())
+    steps = np.append(np.linspace(first, total, times), others).round().astype(int)
+    return frozenset(steps.clip(1).tolist())
 
 
 @final
@@ -64,26 +68,29 @@ class Watch:
     foreground_IN: NDArray[np.bool_] | None
     """Patches more than half of which are foreground, where the data set has one."""
     noise_KIU: Tensor
-    """The draws of K masks."""
+    """The draws of K masks that are random whatever a run's are, so that all are measured alike."""
+    draw: MaskNoise
+    """Draws the panels' masks, as training does."""
+    seed: int
+    indices: Sequence[int]
+    """Of the images, in their split."""
     device: torch.device
     looks: list[Look] = field(default_factory=list)
 
     @classmethod
-    def start(cls, config: Pretrain, source: Source, *, seed: int, worker: Worker) -> Self:
-        """Images spread evenly over the split, and masks of their own.
+    def start(
+        cls, config: Pretrain, source: Source, *, seed: int, epoch_steps: int, worker: Worker
+    ) -> Self:
+        """Images spread evenly over the split, for a run with `epoch_steps` steps an epoch.
 
         Raises:
             DataError: an image is unreadable.
         """
-        count = min(config.watch.images, len(source))
+        count, units = min(config.watch.images, len(source)), config.num_units
         indices = np.linspace(0, len(source) - 1, count).astype(int).tolist()
-        size, draw = config.data.image_size, MaskNoise(config, epoch_steps=1)
-        views = [evaluation_view(source.image(index), size) for index in indices]
+        views = [evaluation_view(source.image(index), config.data.image_size) for index in indices]
         noise = [
-            [
-                draw(generator(Purpose.WATCH, seed=seed, epoch=mask, index=index), 0)
-                for index in indices
-            ]
+            [_stream(seed, index, mask).random(units, dtype=np.float32) for index in indices]
             for mask in range(config.watch.masks)
         ]
         return cls(
@@ -91,6 +98,9 @@ class Watch:
             pixels_ISS3=torch.from_numpy(np.stack(views)),
             foreground_IN=_foreground(source, indices, config),
             noise_KIU=torch.from_numpy(np.array(noise)).to(worker.device),
+            draw=MaskNoise(config, epoch_steps),
+            seed=seed,
+            indices=indices,
             device=worker.device,
         )
 
@@ -106,22 +116,27 @@ class Watch:
     ) -> dict[str, float]:
         """Look after a step; what the numbers are of is said in `metrics`."""
         images = normalize(self.pixels_ISS3.numpy()).to(self.device)
-        tokens = None if teacher is None else teacher.encoder(images)
-        values_IN = target.values(Seen(images, None if tokens is None else tokens[:, 1:].float()))
+        judge = student if teacher is None else teacher
+        tokens = judge.encoder(images)
+        own = None if teacher is None else tokens[:, 1:].float()
+        values_IN = target.values(Seen(images, own))
         sums, counts = (torch.zeros(values_IN.shape[:2], device=self.device) for _ in range(2))
         for noise_IU in self.noise_KIU:
             mask_IU = draw_mask(noise_IU, None, num_masked=now.num_masked, num_hard=0)
             loss_IM, hidden_IM, _ = self._losses(student, target, images, values_IN, mask_IU)
             sums.scatter_add_(1, hidden_IM, loss_IM)
             counts.scatter_add_(1, hidden_IM, torch.ones_like(loss_IM))
-        guide_IN = self._guide(student, teacher, images)
-        chosen_PN, rebuilt = self._panels(student, target, images, values_IN, guide_IN, now)
+        predicted_IN = None if judge.loss_predictor is None else judge.predicted(tokens)
+        attended = self.config.mask.guide == "attention"
+        guide_IN = judge.encoder.attend(images) if attended else predicted_IN
+        chosen_PU = self._choose(guide_IN, step, now)
+        rebuilt = self._rebuild(student, target, images, values_IN, chosen_PU > 0)
         self.looks.append(
             Look(
                 step,
                 (sums / counts).cpu(),
-                None if guide_IN is None else guide_IN.cpu(),
-                chosen_PN.cpu(),
+                None if predicted_IN is None else predicted_IN.cpu(),
+                spread_units(chosen_PU, self.config.mask.unit).cpu(),
                 None if rebuilt is None else rebuilt.cpu(),
             )
         )
@@ -152,14 +167,6 @@ class Watch:
         """Take over what an earlier `state` held."""
         self.looks[:] = [Look(**look) for look in state]
 
-    def _guide(
-        self, student: MaskedModel, teacher: MaskedModel | None, images: Tensor
-    ) -> Tensor | None:
-        model = student if teacher is None else teacher
-        if self.config.mask.guide == "attention":
-            return model.encoder.attend(images)
-        return None if model.loss_predictor is None else model.predict_loss(images)
-
     def _losses(
         self, student: MaskedModel, target: Target, images: Tensor, values_IN: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,32 +177,29 @@ class Watch:
         index = hidden_IM if values_IN.ndim == 2 else hidden_IM[:, :, None]
         return target.loss(said, values_IN.take_along_dim(index, dim=1)), hidden_IM, said
 
-    def _panels(
-        self,
-        student: MaskedModel,
-        target: Target,
-        images: Tensor,
-        values_IN: Tensor,
-        guide_IN: Tensor | None,
-        now: Scheduled,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The masks of the panels, as training would draw them now, and what is rebuilt."""
-        settings, panels = self.config.mask, self.config.watch.panels
-        images, values, noise = images[:panels], values_IN[:panels], self.noise_KIU[0, :panels]
-        guide = None if guide_IN is None else pool_units(guide_IN[:panels], settings.unit)
-        num_hard = 0 if guide is None else now.num_hard
-        mask = draw_mask(
-            noise, guide, num_masked=now.num_masked, num_hard=num_hard, prefer=settings.prefer
-        )
-        chosen = mask.to(torch.int8)
-        if guide is not None and num_hard:
-            chosen += select_hard(guide, num_hard, prefer=settings.prefer)
-        _, hidden_PM, said = self._losses(student, target, images, values, mask)
-        rebuilt = self._rebuild(images, hidden_PM, said) if len(images) else None
-        return spread_units(chosen, settings.unit), rebuilt
+    def _choose(self, guide_IN: Tensor | None, step: int, now: Scheduled) -> Tensor:
+        """Masks [P, U] of the panels, as training would draw them now, marked as in `Look`."""
+        settings = self.config.mask
+        streams = (_stream(self.seed, index) for index in self.indices[: self.config.watch.panels])
+        draws = np.stack([self.draw(stream, step - 1) for stream in streams])
+        guide = None if guide_IN is None else pool_units(guide_IN[: len(draws)], settings.unit)
+        chosen = draw_mask(
+            torch.from_numpy(draws).to(self.device),
+            guide,
+            num_masked=now.num_masked,
+            num_hard=now.num_hard,
+            prefer=settings.prefer,
+        ).to(torch.int8)
+        if guide is not None and now.num_hard:
+            chosen += select_hard(guide, now.num_hard, prefer=settings.prefer)
+        return chosen
 
-    def _rebuild(self, images: Tensor, hidden_PM: Tensor, said_PMV: Tensor) -> Tensor | None:
-        """The images [P, S, S, 3] with what is said of their hidden patches, uint8."""
+    def _rebuild(
+        self, student: MaskedModel, target: Target, images: Tensor, values_IN: Tensor, mask: Tensor
+    ) -> Tensor | None:
+        """The first images [P, S, S, 3] with what is said of their hidden patches, uint8."""
+        images, values = images[: len(mask)], values_IN[: len(mask)]
+        _, hidden_PM, said_PMV = self._losses(student, target, images, values, mask)
         patch = self.config.encoder.patch_size
         patches = patchify(images, patch)
         index = hidden_PM[:, :, None].expand(-1, -1, patches.shape[2])
@@ -210,6 +214,10 @@ class Watch:
             case _:
                 return None
         return denormalize(unpatchify(patches.scatter(1, index, said_PMV), patch))
+
+
+def _stream(seed: int, index: int, mask: int = 0) -> np.random.Generator:
+    return generator(Purpose.WATCH, seed=seed, epoch=mask, index=index)
 
 
 def denormalize(images_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that come in and go out: official names to ours, and encoders as timm checkpoints.
+"""Encoders that go out as timm checkpoints, and come in again for an evaluation.
 
 A folder of exported encoders holds `student.safetensors`, `teacher.safetensors` where there was a
 teacher, and `encoder.json`, which says what they are and which images they were trained on. Each
@@ -7,7 +7,6 @@ only the position embedding, which it computes, is added.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,21 +21,7 @@ from torch import Tensor
 from hpm.config import Data, Encoder, Role
 from hpm.model import VisionTransformer
 
-__all__ = ["Description", "export_encoder", "from_official", "load_encoder", "timm_state"]
-
-# Official name (anchored, as a pattern) to ours; positions are computed here, not stored.
-_RENAMED = {
-    r"(cls_token|patch_embed|blocks|norm)\b": r"encoder.\1",
-    r"decoder_embed\b": "decoder_input.embed",
-    r"mask_token\b": "decoder_input.mask_token",
-    r"decoder_blocks_losspred\b": "loss_predictor.blocks",
-    r"decoder_norm_losspred\b": "loss_predictor.norm",
-    r"decoder_pred_losspred\b": "loss_predictor.output",
-    r"decoder_blocks\b": "reconstructor.blocks",
-    r"decoder_norm\b": "reconstructor.norm",
-    r"decoder_pred\b": "reconstructor.output",
-}
-_COMPUTED = {"pos_embed", "decoder_pos_embed"}
+__all__ = ["Description", "export_encoder", "load_encoder", "timm_state"]
 
 
 class Description(NamedTuple):
@@ -46,20 +31,10 @@ class Description(NamedTuple):
     data: Data
 
 
-def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `MaskedModel` from an official checkpoint's `model` (or any part of one).
-
-    Raises:
-        ValueError: a name that no official HPM model has.
-    """
-    return {_rename(name): value for name, value in state.items() if name not in _COMPUTED}
-
-
 def timm_state(encoder: VisionTransformer) -> dict[str, Tensor]:
     """An encoder as the state of timm's: the CLS token has no position, so its row is zero."""
     table = torch.nn.functional.pad(encoder.positions_ND, (0, 0, 1, 0))[None]
-    state = {name: value for name, value in encoder.state_dict().items() if name != "mask_token"}
-    return {**state, "pos_embed": table}
+    return {**encoder.state_dict(), "pos_embed": table}
 
 
 def export_encoder(
@@ -120,13 +95,3 @@ def load_encoder(
         state |= {name: own[name] for name in new}
     encoder.load_state_dict(state)
     return encoder.eval(), Description(settings, data)
-
-
-def _rename(name: str) -> str:
-    for pattern, ours in _RENAMED.items():
-        if re.match(pattern, name):
-            return re.sub(f"^{pattern}", ours, name)
-    raise ValueError(
-        f"Names must be those of an official HPM checkpoint, got {name!r}. "
-        "Pass the checkpoint's 'model' entry."
-    )

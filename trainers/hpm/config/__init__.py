@@ -1,7 +1,8 @@
 """Every setting of pretraining: frozen dataclasses, their defaults, and the rules between fields.
 
-The defaults are the official scripts' (ViT-B/16, 200 epochs). A field here is science: it changes
-what is computed, so it is part of a run's identity. Where and how fast a run goes is not here.
+The defaults are the official scripts' (ViT-B/16, 200 epochs), but for the precision: bfloat16 where
+they scale losses for float16. A field here is science: it changes what is computed, so it is part
+of a run's identity. Where and how fast a run goes is not here.
 """
 
 from hpm.config.data import Data, min_crop_rule

@@ -7,6 +7,8 @@ from hpm.rules import require
 
 __all__ = ["Mask"]
 
+_STEP_AT = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
@@ -27,7 +29,7 @@ class Mask:
     hard_share: float | tuple[float, float] = (0.0, 0.5)
     schedule: Literal["linear", "cosine", "step"] = "linear"
     schedule_by: Literal["epoch", "step"] = "epoch"
-    step_at: float = 0.5
+    step_at: float = _STEP_AT
     guide: Literal["predicted-loss", "attention"] = "predicted-loss"
     prefer: Literal["hard", "easy"] = "hard"
     rest: Literal["random", "block", "grid"] = "random"
@@ -59,6 +61,11 @@ class Mask:
                 f"got {_show(self.hard_share)}.",
             ),
             (0 < self.step_at < 1, "step_at", f"must be in (0, 1), got {self.step_at:g}."),
+            (
+                self.schedule == "step" or self.step_at == _STEP_AT,
+                "step_at",
+                f"must be left out where schedule is {self.schedule}, got {self.step_at:g}.",
+            ),
             (self.unit >= 1, "unit", f"must be at least 1, got {self.unit}."),
         )
 

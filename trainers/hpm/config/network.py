@@ -51,11 +51,14 @@ class Predictor:
 
     It `shares` with the reconstructor what both see (official: one projection and one mask token),
     its blocks too, so that it is one layer more, or nothing. What of its sizes is null is the
-    reconstructor's. `weight` is that of its loss beside the reconstruction's (official: 1).
+    reconstructor's. Its `head` says as many values of a patch as it has pixel values, whose mean is
+    the predicted loss (official), or that scalar alone. `weight` is that of its loss beside the
+    reconstruction's (official: 1).
     """
 
     objective: Literal["relative", "absolute", "none"] = "relative"
     shares: Literal["input", "blocks", "nothing"] = "input"
+    head: Literal["patch", "scalar"] = "patch"
     width: int | None = None
     depth: int | None = None
     heads: int | None = None

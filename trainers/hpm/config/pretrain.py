@@ -23,13 +23,15 @@ def fits(data: Data, encoder: Encoder) -> Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """How training is looked at: `times` times, on `images` of the validation split.
+    """How training is looked at: `times` times, evenly, and at the ends of these `epochs`.
 
-    Of each of them the reconstruction's loss is averaged over `masks` random masks (paper, Figure
-    2: 10) and compared with the predicted one; `panels` of them are drawn.
+    Of each of the `images`, of the validation split, the reconstruction's loss is averaged over
+    `masks` masks, random whatever the run's are (paper, Figure 2: 10), and compared with the
+    predicted one; `panels` of them are drawn. Of `epochs`, 0.5 is the middle of the first one.
     """
 
     times: int = 10
+    epochs: tuple[float, ...] = ()
     images: int = 64
     masks: int = 10
     panels: int = 8
@@ -39,9 +41,9 @@ class Watch:
             (self.times >= 0, "times", f"must be 0 or more, got {self.times}."),
             *at_least_one(self, "images", "masks"),
             (
-                0 <= self.panels <= self.images,
+                1 <= self.panels <= self.images,
                 "panels",
-                f"must be in [0, images={self.images}], got {self.panels}.",
+                f"must be in [1, images={self.images}], got {self.panels}.",
             ),
         )
 
@@ -96,6 +98,11 @@ class Pretrain:
                 self.optim.warmup_epochs <= self.epochs,
                 "optim.warmup_epochs",
                 f"must not exceed epochs={self.epochs}, got {self.optim.warmup_epochs:g}.",
+            ),
+            (
+                all(0 < epoch <= self.epochs for epoch in self.watch.epochs),
+                "watch.epochs",
+                f"must be in (0, epochs={self.epochs}], got {self.watch.epochs}.",
             ),
         )
 

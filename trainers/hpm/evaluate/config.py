@@ -37,6 +37,8 @@ class Checkpoint:
     """An encoder that was trained elsewhere, from the file that the place calls `weights`.
 
     Official checkpoints of HPM hold a student and a teacher, its average; others one encoder.
+    How many heads an encoder has cannot be seen in its file: `encoder.heads` must say it (ViT-Ti 3,
+    S 6, B 12, L and H 16), or all that is evaluated is wrong.
     """
 
     weights: str = "checkpoint"
