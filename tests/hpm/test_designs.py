@@ -144,6 +144,10 @@ def test_config__names_designs_that_cannot_be(changes: dict[str, object], path: 
         ({"codebook": "c"}, "codebook"),
         ({"layer": 3}, "layer"),
         ({"precompute": True}, "precompute"),
+        ({"layer": 0}, "layer"),
+        ({"image_size": 0}, "image_size"),
+        ({"hog_bins": 8}, "hog_bins"),
+        ({"kind": "ema", "hog_cell": 4}, "hog_cell"),
     ],
 )
 def test_target__names_settings_that_do_not_go_together(
