@@ -23,7 +23,7 @@ class Target:
       `project` takes them through its head (CLIP: into the space that image and text share).
       `image_size` null is the size at which its grid is the student's.
     - `tokens`: which entry of a `codebook` is nearest to the teacher's features (without a teacher:
-      to the normalised pixels), as in BEiT.
+      to the normalised pixels), in BEiT's manner.
 
     `loss` is that of pixels and histograms; features are compared at unit length, as officially,
     and tokens by cross-entropy. With `precompute`, the teacher sees each whole image once; its
