@@ -28,6 +28,7 @@ from hpm.rules import ConfigError
 from hpm.targets import Origin, Seen, build_target
 from hpm.teacher import build_teacher, update_teacher
 
+CPU = torch.device("cpu")
 LITE = "tf_efficientnet_lite0"
 
 
@@ -143,11 +144,11 @@ def test_config__names_designs_that_cannot_be(changes: dict[str, object], path: 
         ({"kind": "tokens"}, "codebook"),
         ({"codebook": "c"}, "codebook"),
         ({"layer": 3}, "layer"),
-        ({"precompute": True}, "precompute"),
         ({"layer": 0}, "layer"),
         ({"image_size": 0}, "image_size"),
         ({"hog_bins": 8}, "hog_bins"),
         ({"kind": "ema", "hog_cell": 4}, "hog_cell"),
+        ({"precompute": True}, "precompute"),
     ],
 )
 def test_target__names_settings_that_do_not_go_together(
@@ -214,7 +215,7 @@ def test_teacher__still_knows_what_its_authors_taught_it(
     aligned: Pretrain, tiny_place: Place, name: str, classes: set[int]
 ) -> None:
     """A cat and an espresso, by ImageNet's numbers: weights, names and scaling are right."""
-    teacher = FrozenTeacher.load(aligned, tiny_place)
+    teacher = FrozenTeacher.load(aligned, tiny_place, CPU)
     photograph = decode(read_source(f"{name}.jpg"), named=name).resize((224, 224), 3)
     pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
@@ -224,6 +225,9 @@ def test_teacher__still_knows_what_its_authors_taught_it(
 
 def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Place) -> None:
     fine = replace(aligned, target=replace(aligned.target, image_size=256))
+    cells = FrozenTeacher.load(fine, tiny_place, CPU).map(_images(1, 32))
+    assert cells.shape == (1, 112, 16, 16)
+    means = cells.reshape(1, 112, 8, 2, 8, 2).mean(dim=(3, 5)).flatten(2).transpose(1, 2)
     values = build_target(fine, tiny_place).values(Seen(_images(1, 32)))
     assert values.shape == (1, 64, 112)
 

@@ -37,7 +37,7 @@ def make_codebook(
         ValueError: there are fewer patches than entries.
     """
     source = open_source(config.data.name, "train", place.data)
-    features, _, _ = build_features(config, place)
+    features, _, _ = build_features(config, place, this_worker().device)
     device, every = this_worker().device, max(1, len(source) // images)
     batches = evaluation_batches(source, config.data.image_size, batch_size=_BATCH)
     rows = []
