@@ -229,7 +229,7 @@ def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Pla
     assert cells.shape == (1, 112, 16, 16)
     means = cells.reshape(1, 112, 8, 2, 8, 2).mean(dim=(3, 5)).flatten(2).transpose(1, 2)
     values = build_target(fine, tiny_place).values(Seen(_images(1, 32)))
-    assert values.shape == (1, 64, 112)
+    torch.testing.assert_close(values, means)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +363,17 @@ def test_tokens__refuse_a_codebook_of_another_width(
         build_target(config, place)
 
 
+def test_tokens__refuse_a_damaged_codebook(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "codes").write_bytes(b"nothing")
+    place = replace(tiny_place, data={**tiny_place.data, "codes": tmp_path / "codes"})
+    config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
+    with pytest.raises(DataError, match="codes must be a whole safetensors file") as caught:
+        build_target(config, place)
+    assert not caught.value.retry
+
+
 def test_codebook__entries_gather_what_is_alike() -> None:
     draws = torch.Generator().manual_seed(0)
     middles = torch.nn.functional.normalize(torch.randn(5, 8, generator=draws), dim=-1)
@@ -380,7 +391,7 @@ def test_codebook__entries_gather_what_is_alike() -> None:
         fit_entries(features, 201)
 
 
-def test_codebook__can_be_made_and_trained_with(
+def test_codebook__of_a_teachers_features_has_several_tokens_for_an_image(
     aligned: Pretrain, tiny_place: Place, tmp_path: Path
 ) -> None:
     tokens = replace(aligned.target, kind="tokens", codebook="codes")
@@ -392,3 +403,11 @@ def test_codebook__can_be_made_and_trained_with(
     assert target.outputs == 20
     assert found.shape == (4, 64)
     assert len(found.unique()) > 1
+
+
+def test_codebook__is_fitted_to_as_many_images_as_are_asked_for(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
+    with pytest.raises(ValueError, match="100 entries needs as many patches, got 80"):
+        make_codebook(config, tiny_place, tmp_path / "codes", entries=100, images=5)
