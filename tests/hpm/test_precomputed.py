@@ -1,5 +1,7 @@
 """Features on disk: where they lie, what they are, and what becomes of damaged ones."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hpm.frozen import FrozenTeacher
 from hpm.precomputed import Precomputed
 from hpm.progress import Place
 from hpm.targets import Origin, Seen, build_target
+from hpm.trainer import TRAINER
 
 VIT = "vit_tiny_patch16_224"
 
@@ -69,3 +72,30 @@ def test_precomputed__computes_a_damaged_file_anew(
     assert len(list(target.prepare())) == 1
     assert file.read_bytes() == whole
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_fits__asks_where_features_are_to_lie(
+    kept: Pretrain, teachers: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert TRAINER.fits(kept, None, teachers) is None
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found = TRAINER.fits(kept, None, teachers)
+    assert found is not None
+    assert f"{tmp_path / 'file'} must be a folder that can be written" in found
+
+
+def test_fits__tries_a_teacher_once(tiny: Pretrain, teachers: Place, tmp_path: Path) -> None:
+    file = Path(shutil.copy(teachers.data[VIT], tmp_path / "vit.pth"))
+    place = replace(teachers, data={**teachers.data, VIT: file})
+    config = replace(tiny, target=Target(kind="teacher", teacher=VIT))
+    assert TRAINER.fits(config, None, place) is None
+    held = file.stat()
+    file.write_bytes(bytes(held.st_size))
+    os.utime(file, ns=(held.st_atime_ns, held.st_mtime_ns))
+    assert TRAINER.fits(config, None, place) is None
+    os.utime(file)
+    found = TRAINER.fits(config, None, place)
+    assert found is not None
+    assert "vit.pth must hold the weights" in found
