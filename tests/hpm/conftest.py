@@ -1,10 +1,11 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm import create_model
 
 from hpm.config import Data, Decoder, Ema, Encoder, Optim, Pretrain, Watch
 
@@ -36,6 +37,18 @@ def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Here:
                 pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / label / f"{number}.png")
     return Here(data={"tiny": root})
+
+
+@pytest.fixture(scope="session")
+def teachers(tiny_place: Here, tmp_path_factory: pytest.TempPathFactory) -> Here:
+    """The same, and weights, drawn at random, of small models of timm."""
+    folder, files = tmp_path_factory.mktemp("teachers"), dict(tiny_place.data)
+    for name in ("vit_tiny_patch16_224", "coat_lite_tiny", "pit_ti_224"):
+        files[name] = folder / f"{name}.pth"
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            torch.save(create_model(name).state_dict(), files[name])
+    return replace(tiny_place, data=files)
 
 
 @pytest.fixture

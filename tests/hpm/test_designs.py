@@ -28,6 +28,7 @@ from hpm.rules import ConfigError
 from hpm.targets import Origin, Seen, build_target
 from hpm.teacher import build_teacher, update_teacher
 
+CPU = torch.device("cpu")
 LITE = "tf_efficientnet_lite0"
 
 
@@ -159,6 +160,10 @@ def test_config__names_designs_that_cannot_be(changes: dict[str, object], path: 
         ({"kind": "tokens"}, "codebook"),
         ({"codebook": "c"}, "codebook"),
         ({"layer": 3}, "layer"),
+        ({"layer": 0}, "layer"),
+        ({"image_size": 0}, "image_size"),
+        ({"hog_bins": 8}, "hog_bins"),
+        ({"kind": "ema", "hog_cell": 4}, "hog_cell"),
         ({"precompute": True}, "precompute"),
     ],
 )
@@ -226,7 +231,7 @@ def test_teacher__still_knows_what_its_authors_taught_it(
     aligned: Pretrain, tiny_place: Place, name: str, classes: set[int]
 ) -> None:
     """A cat and an espresso, by ImageNet's numbers: weights, names and scaling are right."""
-    teacher = FrozenTeacher.load(aligned, tiny_place)
+    teacher = FrozenTeacher.load(aligned, tiny_place, CPU)
     photograph = decode(read_source(f"{name}.jpg"), named=name).resize((224, 224), 3)
     pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
@@ -236,8 +241,11 @@ def test_teacher__still_knows_what_its_authors_taught_it(
 
 def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Place) -> None:
     fine = replace(aligned, target=replace(aligned.target, image_size=256))
+    cells = FrozenTeacher.load(fine, tiny_place, CPU).map(_images(1, 32))
+    assert cells.shape == (1, 112, 16, 16)
+    means = cells.reshape(1, 112, 8, 2, 8, 2).mean(dim=(3, 5)).flatten(2).transpose(1, 2)
     values = build_target(fine, tiny_place).values(Seen(_images(1, 32)))
-    assert values.shape == (1, 64, 112)
+    torch.testing.assert_close(values, means)
 
 
 @pytest.mark.parametrize(
@@ -371,6 +379,17 @@ def test_tokens__refuse_a_codebook_of_another_width(
         build_target(config, place)
 
 
+def test_tokens__refuse_a_damaged_codebook(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "codes").write_bytes(b"nothing")
+    place = replace(tiny_place, data={**tiny_place.data, "codes": tmp_path / "codes"})
+    config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
+    with pytest.raises(DataError, match="codes must be a whole safetensors file") as caught:
+        build_target(config, place)
+    assert not caught.value.retry
+
+
 def test_codebook__entries_gather_what_is_alike() -> None:
     draws = torch.Generator().manual_seed(0)
     middles = torch.nn.functional.normalize(torch.randn(5, 8, generator=draws), dim=-1)
@@ -388,7 +407,7 @@ def test_codebook__entries_gather_what_is_alike() -> None:
         fit_entries(features, 201)
 
 
-def test_codebook__can_be_made_and_trained_with(
+def test_codebook__of_a_teachers_features_has_several_tokens_for_an_image(
     aligned: Pretrain, tiny_place: Place, tmp_path: Path
 ) -> None:
     tokens = replace(aligned.target, kind="tokens", codebook="codes")
@@ -400,3 +419,11 @@ def test_codebook__can_be_made_and_trained_with(
     assert target.outputs == 20
     assert found.shape == (4, 64)
     assert len(found.unique()) > 1
+
+
+def test_codebook__is_fitted_to_as_many_images_as_are_asked_for(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    config = replace(tiny, target=Target(kind="tokens", codebook="codes"))
+    with pytest.raises(ValueError, match="100 entries needs as many patches, got 80"):
+        make_codebook(config, tiny_place, tmp_path / "codes", entries=100, images=5)

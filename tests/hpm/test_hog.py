@@ -31,10 +31,10 @@ def test_hog__of_a_rotated_image_is_the_rotated_histogram(turns: int) -> None:
 def test_hog__of_a_slope_votes_for_its_direction_alone() -> None:
     right = torch.arange(16.0).expand(1, 3, 16, 16)
     # At the rim the mirrored image has no slope: what votes there has no size.
-    assert _cells(right, 9).argmax(dim=3).unique().tolist() == [0]
-    torch.testing.assert_close(_cells(right, 9)[..., 0], torch.ones(2, 2, 3))
+    assert _cells(right, 9).argmax(dim=3).unique().tolist() == [4]
+    torch.testing.assert_close(_cells(right, 9)[..., 4], torch.ones(2, 2, 3))
     down = right.transpose(2, 3)
-    assert _cells(down, 9).argmax(dim=3).unique().tolist() == [4]
+    assert _cells(down, 9).argmax(dim=3).unique().tolist() == [0]
 
 
 def test_hog__does_not_depend_on_brightness_or_contrast() -> None:

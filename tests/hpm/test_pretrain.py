@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hpm.checkpoint import load_state
 from hpm.config import Mask, Optim, Predictor, Pretrain, Target
@@ -15,6 +16,7 @@ from hpm.weights import load_encoder
 
 CPU = torch.device("cpu")
 _OPTIM = Optim(base_lr=0.03, batch_size=8, warmup_epochs=0)
+_VIT = {"teacher": "vit_tiny_patch16_224", "layer": 1}
 
 
 def _never() -> bool:
@@ -140,6 +142,45 @@ def test_resume__equals_not_having_stopped(
     assert resumed.metrics == result.metrics
     if step < 12:
         assert _equal(load_state(tmp_path / "whole", CPU), load_state(tmp_path / "rest", CPU))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": Target(kind="hog", hog_cell=2)},
+        {"target": Target(kind="teacher", **_VIT)},
+        {"target": Target(kind="teacher", precompute=True, **_VIT)},
+        {"target": Target(kind="tokens", codebook="codes", **_VIT)},
+        {"mask": Mask(unit=2, as_tokens=True)},
+        {"mask": Mask(rest="block")},
+        {"mask": Mask(rest="grid")},
+        {"mask": Mask(rest="block", ratio=(0.5, 0.75), schedule_by="step")},
+        {"mask": Mask(guide="attention")},
+    ],
+    ids=["hog", "teacher", "precompute", "tokens", "units", "block", "grid", "ratio", "attention"],
+)
+def test_resume__of_every_target_and_mask_equals_not_having_stopped(
+    tiny: Pretrain,
+    teachers: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draws = torch.Generator().manual_seed(0)
+    save_file({"codebook": torch.randn(20, 192, generator=draws)}, tmp_path / "codes")
+    place = replace(teachers, data={**teachers.data, "codes": tmp_path / "codes"})
+    optim = replace(_OPTIM, batch_size=32, accumulate=2)
+    config = replace(tiny, optim=optim, **change)
+    whole, result = _run(config, place, tmp_path / "whole")
+    _run(config, place, tmp_path / "part", save_at=1)
+    rest, resumed = _run(config, place, tmp_path / "rest", resume=tmp_path / "part")
+    assert [(p.step, p.metrics) for p in rest] == [(p.step, p.metrics) for p in whole[1:]]
+    assert len(rest) == 2
+    assert _equal(load_state(tmp_path / "whole", CPU), load_state(tmp_path / "rest", CPU))
+    assert result is not None
+    assert resumed is not None
+    assert resumed.metrics == result.metrics
 
 
 @pytest.mark.gpu

@@ -4,16 +4,18 @@ Spherical k-means: features and entries have unit length, and an entry moves to 
 it is nearest to. Letters: F features of patches, D values of one, K entries, B images.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn import functional
 
 from hpm.config import Pretrain
-from hpm.data.loading import evaluation_batches
 from hpm.data.source import open_source
+from hpm.data.views import evaluation_view, normalize
 from hpm.distributed import this_worker
 from hpm.progress import Place
 from hpm.randomness import Purpose, generator
@@ -36,15 +38,15 @@ def make_codebook(
         DataError: the data set or the teacher's weights are not at hand.
         ValueError: there are fewer patches than entries.
     """
-    source = open_source(config.data.name, "train", place.data)
-    features, _, _ = build_features(config, place)
-    device, every = this_worker().device, max(1, len(source) // images)
-    batches = evaluation_batches(source, config.data.image_size, batch_size=_BATCH)
+    source, device = open_source(config.data.name, "train", place.data), this_worker().device
+    direct = replace(config, target=replace(config.target, precompute=False))
+    features, _, _ = build_features(direct, place, device)
+    indices = np.linspace(0, len(source), min(images, len(source)), endpoint=False, dtype=int)
     rows = []
-    for batch in batches:
-        chosen = batch.indices % every == 0
-        if chosen.any():
-            rows.append(features(Seen(batch.images[chosen].to(device))).flatten(0, 1).cpu())
+    for start in range(0, len(indices), _BATCH):
+        chosen = [source.image(index) for index in indices[start : start + _BATCH].tolist()]
+        views = np.stack([evaluation_view(image, config.data.image_size) for image in chosen])
+        rows.append(features(Seen(normalize(views).to(device))).flatten(0, 1).cpu())
     save_file({"codebook": fit_entries(torch.cat(rows), entries)}, file)
 
 
@@ -58,7 +60,7 @@ def fit_entries(features_FD: Tensor, entries: int, *, rounds: int = 30, seed: in
     if count < entries:
         raise ValueError(f"A codebook of {entries} entries needs as many patches, got {count}.")
     rng = generator(Purpose.CODEBOOK, seed=seed)
-    features_FD = normalize(features_FD.float(), dim=-1)
+    features_FD = functional.normalize(features_FD.float(), dim=-1)
     codebook_KD = features_FD[torch.from_numpy(rng.permutation(count)[:entries])]
     for _ in range(rounds):
         nearest_F = torch.cat(
@@ -68,5 +70,5 @@ def fit_entries(features_FD: Tensor, entries: int, *, rounds: int = 30, seed: in
         empty_K = torch.bincount(nearest_F, minlength=entries) == 0
         fresh = torch.from_numpy(rng.integers(count, size=int(empty_K.sum())))
         sums_KD[empty_K] = features_FD[fresh]
-        codebook_KD = normalize(sums_KD, dim=-1)
+        codebook_KD = functional.normalize(sums_KD, dim=-1)
     return codebook_KD

@@ -1,12 +1,13 @@
 """Teachers that others trained: any model of timm, looked at and never changed.
 
 Its grid is laid on the student's: by the size of its input where that is free, else several of its
-cells are averaged into one patch. Letters: B images, N patches, D features, K entries of a
-codebook.
+cells are averaged into one patch. Letters: B images, N patches, D features, G cells of a side of
+the teacher's grid, K entries of a codebook.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Self, final
 
 import torch
@@ -18,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from hpm.config import Pretrain
-from hpm.data.errors import DataError, UnreachableError
+from hpm.data.errors import DataError, reading
 from hpm.data.views import IMAGENET_MEAN, IMAGENET_STD
-from hpm.distributed import this_worker
 from hpm.hub import PACKAGED, find_file, find_weights
 from hpm.progress import Place
 
@@ -28,6 +28,19 @@ __all__ = ["FrozenTeacher", "load_codebook"]
 
 # The package's own: pixels less 127, over 128.
 _PACKAGED_SCALE = (127 / 255, 128 / 255)
+
+# What torch and timm raise at a file, or a size of images, that a model is not made for.
+_UNFIT = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
 
 
 @final
@@ -47,33 +60,29 @@ class FrozenTeacher:
     precision: str
 
     @classmethod
-    def load(cls, config: Pretrain, place: Place) -> Self:
-        """The teacher of a run, on the worker's device.
+    def load(cls, config: Pretrain, place: Place, device: torch.device) -> Self:
+        """The teacher of a run.
 
         Raises:
             DataError: its weights are not at hand or not its own, or its grid cannot be aligned.
         """
-        settings, device = config.target, this_worker().device
-        assert settings.teacher is not None
-        path = find_weights(settings.teacher, place)
-        outline = _create(settings.teacher, device="meta")
-        layers = outline.feature_info
-        layer = len(layers) - 1 if settings.layer is None else settings.layer
-        if not 0 <= layer < len(layers):
+        name, project = config.target.teacher, config.target.project
+        assert name is not None
+        path = find_weights(name, place)
+        outline = _outline(name)
+        if project and not isinstance(getattr(outline, "head", None), nn.Linear):
             raise DataError(
-                f"target.layer must be in 0..{len(layers) - 1} for {settings.teacher}, got {layer}."
+                f"target.project needs a teacher with a linear head on its tokens, {name} has "
+                "none. Leave it out."
             )
-        stride = int(layers[layer]["reduction"])
-        image_size, cells = _align(config, stride)
-        model = _filled(settings.teacher, path, image_size=image_size)
-        width = int(layers[layer]["num_chs"])
-        if settings.project:
-            width = _projected(model, settings.teacher)
+        layer = _layer(config, outline)
+        image_size, cells = _align(config, int(outline.feature_info[layer]["reduction"]))
+        model = _filled(name, outline, path, image_size=image_size)
         return cls(
-            model=model.to(device).eval().requires_grad_(False),
+            width=_width(config, model, layer, image_size=image_size, cells=cells),
+            model=model.to(device),
             layer=layer,
-            project=settings.project,
-            width=width,
+            project=project,
             image_size=image_size,
             cells=cells,
             scale=_scale(model, path, device),
@@ -97,17 +106,11 @@ class FrozenTeacher:
         plain_BCHW = interpolate(plain_BCHW, size, mode="bicubic", antialias=True)
         own_BCHW = (plain_BCHW - self.scale[0]) / self.scale[1]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            (map_BDHW,) = self.model.forward_intermediates(
-                own_BCHW, indices=[self.layer], norm=True, intermediates_only=True
-            )
-            if self.project:
-                map_BDHW = self.model.head(map_BDHW.movedim(1, 3)).movedim(3, 1)
-        features: Tensor = map_BDHW.float()
-        return features
+            return _map(self.model, own_BCHW, self.layer, project=self.project).float()
 
 
-def load_codebook(config: Pretrain, place: Place, *, width: int) -> Tensor:
-    """The codebook [K, D] of a run, on the worker's device.
+def load_codebook(config: Pretrain, place: Place, device: torch.device, *, width: int) -> Tensor:
+    """The codebook [K, D] of a run.
 
     Raises:
         DataError: it is not at hand, or no tensor `codebook` of this width.
@@ -116,20 +119,34 @@ def load_codebook(config: Pretrain, place: Place, *, width: int) -> Tensor:
     assert name is not None
     path = find_file(name, place)
     try:
-        codebook = load_file(path).get("codebook")
-    except (OSError, SafetensorError) as error:
-        raise UnreachableError(f"{path} must be a readable safetensors file: {error}.") from error
+        with reading(path):
+            codebook = load_file(path).get("codebook")
+    except SafetensorError as error:
+        raise DataError(f"{path} must be a whole safetensors file: {error}.") from error
     shape = None if codebook is None else tuple(codebook.shape)
     if codebook is None or codebook.ndim != 2 or codebook.shape[1] != width:
         raise DataError(
             f"{path} must hold a tensor `codebook` of K rows of {width} values, got {shape}."
         )
-    return codebook.float().to(this_worker().device)
+    return codebook.float().to(device)
 
 
-def _create(name: str, **arguments: Any) -> Any:
-    with torch.device(arguments.pop("device", "cpu")):
-        return create_model(name, **arguments)
+def _outline(name: str) -> Any:
+    """The model as timm makes it, but without numbers."""
+    try:
+        with torch.device("meta"):
+            return create_model(name)
+    except _UNFIT as error:
+        raise DataError(f"{name} cannot be a teacher: {_words(error)}.") from error
+
+
+def _layer(config: Pretrain, outline: Any) -> int:
+    last, asked = len(outline.feature_info) - 1, config.target.layer
+    if asked is not None and not 0 <= asked <= last:
+        raise DataError(
+            f"target.layer must be in 0..{last} for {config.target.teacher}, got {asked}."
+        )
+    return last if asked is None else asked
 
 
 def _align(config: Pretrain, stride: int) -> tuple[int, int]:
@@ -147,31 +164,63 @@ def _align(config: Pretrain, stride: int) -> tuple[int, int]:
     return asked, cells
 
 
-def _filled(name: str, path: Path, *, image_size: int) -> Any:
+def _filled(name: str, outline: Any, path: Path, *, image_size: int) -> Any:
+    """The model with the weights of a file, on the CPU; nothing in the file is executed."""
+    # What timm would take, or fetch, in the place of a file without weights.
+    elsewhere = {"file": None, "url": "", "hf_hub_id": None}
+    fixed = outline.pretrained_cfg["fixed_input_size"]
+    size: dict[str, Any] = {"img_size": image_size} if fixed else {}
+    with reading(path):
+        try:
+            state = load_state_dict(str(path), weights_only=True)
+            if not state:
+                raise ValueError("it has none")
+            if PACKAGED.get(name, "-") in path.parts:
+                state = dict(zip(outline.state_dict(), state.values(), strict=True))
+            overlay = {"state_dict": state, "custom_load": False, **elsewhere}
+            model = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
+        except _UNFIT as error:
+            raise DataError(
+                f"{path} must hold the weights of {name}, for images of {image_size} pixels: "
+                f"{_words(error)}."
+            ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _map(model: Any, own_BCHW: Tensor, layer: int, *, project: bool) -> Tensor:
+    """[B, D, G, G] of images as the model wants them."""
+    (map_BDGG,) = model.forward_intermediates(
+        own_BCHW, indices=[layer], norm=True, stop_early=True, intermediates_only=True
+    )
+    if project:
+        map_BDGG = model.head(map_BDGG.movedim(1, 3)).movedim(3, 1)
+    assert isinstance(map_BDGG, Tensor)
+    return map_BDGG
+
+
+@torch.no_grad()
+def _width(config: Pretrain, model: Any, layer: int, *, image_size: int, cells: int) -> int:
+    """Features of a cell, once the map of an image is seen to have the cells that it must have."""
+    name, side = config.target.teacher, config.side
+    grey_1CHW = torch.zeros(1, 3, image_size, image_size)
     try:
-        state = load_state_dict(str(path))
-        if PACKAGED.get(name, "-") in path.parts:
-            state = dict(
-                zip(_create(name, device="meta").state_dict(), state.values(), strict=True)
-            )
-        # Transformers have a grid of positions for one size of images, convolutions none.
-        fixed = hasattr(_create(name, device="meta"), "pos_embed")
-        size = {"img_size": image_size} if fixed else {}
-        overlay = {"state_dict": state, "custom_load": False}
-        return _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
-    except (RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
-        words = " ".join(str(error).split())
-        raise DataError(f"{path} must hold the weights of {name}: {words}") from error
-
-
-def _projected(model: Any, name: str) -> int:
-    head = getattr(model, "head", None)
-    if not isinstance(head, nn.Linear):
+        width, *grid = _map(model, grey_1CHW, layer, project=config.target.project).shape[1:]
+    except _UNFIT as error:
         raise DataError(
-            f"target.project needs a teacher with a linear head on its tokens, {name} has none. "
-            "Leave it out."
+            f"{name} must take images of {image_size} pixels: {_words(error)}. Set "
+            "target.image_size to what it was made for, or name another teacher."
+        ) from error
+    if grid != [side * cells] * 2:
+        raise DataError(
+            f"The map of {name} must have {side * cells} x {side * cells} cells for the student's "
+            f"{side} x {side} patches, got {' x '.join(map(str, grid))} at {image_size} pixels. "
+            "Choose another target.layer or target.image_size, or another teacher."
         )
-    return head.out_features
+    return width
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _scale(model: Any, path: Path, device: torch.device) -> tuple[Tensor, Tensor]:

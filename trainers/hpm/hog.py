@@ -1,9 +1,9 @@
 """Histograms of oriented gradients, as MaskFeat takes them for its target (Wei et al., CVPR 2022).
 
-For each colour by itself: Sobel gradients, whose orientations (unsigned, 0 to 180 degrees) are
-counted by `bins`, weighted by magnitude and by a Gaussian over squares of two cells; the histogram
-of a cell is then brought to unit length. Letters: B images, C channels, H W height and width,
-K bins, N patches, P values of one patch.
+For each colour by itself: Sobel gradients, whose orientations (unsigned, 0 to 180 degrees from the
+downward one) are counted by `bins`, weighted by magnitude and by a Gaussian over squares of two
+cells; the histogram of a cell is then brought to unit length. Letters: B images, C channels, H W
+height and width, K bins, N patches, P values of one patch.
 """
 
 import math
@@ -22,7 +22,7 @@ def hog(images_BCHW: Tensor, patch_size: int, *, bins: int = 9, cell: int = 8) -
     batch, channels, height, width = images_BCHW.shape
     down_BCHW, right_BCHW = _gradients(images_BCHW)
     magnitude = (down_BCHW.square() + right_BCHW.square()).sqrt() * _window(images_BCHW, 2 * cell)
-    turned = torch.atan2(down_BCHW, right_BCHW) / math.pi * bins
+    turned = torch.atan2(right_BCHW, down_BCHW) / math.pi * bins
     bin_BCHW = turned.floor().long().remainder(bins)
     votes = torch.zeros(batch, channels, bins, height, width, device=images_BCHW.device)
     votes.scatter_(2, bin_BCHW[:, :, None], magnitude[:, :, None])

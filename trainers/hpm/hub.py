@@ -4,12 +4,16 @@ Nothing is fetched unless the place allows it (`download`).
 """
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hpm.data.errors import DataError, UnreachableError
 from hpm.progress import Place
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 __all__ = ["PACKAGED", "find_file", "find_weights"]
 
@@ -36,13 +40,37 @@ def find_weights(model: str, place: Place) -> Path:
 
     Raises:
         UnreachableError: they are not at hand, or could not be fetched.
-        DataError: timm has no such model, or no weights of it.
+        DataError: timm has no such model, no weights of it, or another model for them.
     """
+    known = _known(model)
     if model in place.data:
         return find_file(model, place)
     if (package := PACKAGED.get(model)) and find_spec(package):
         return _packaged(package)
-    return _from_hub(model, place)
+    return _from_hub(model, known, place)
+
+
+def _known(model: str) -> "PretrainedCfg":
+    """What timm knows of a model's weights."""
+    import timm
+
+    try:
+        known = timm.get_pretrained_cfg(model)
+    except RuntimeError:
+        # Of a model that it has, weights that it has not.
+        known = None
+    if known is None:
+        plain = model.partition(".")[0]
+        near = timm.list_models(f"{plain}.*", pretrained=True)
+        near = near or get_close_matches(plain, timm.list_models(), n=5, cutoff=0.5)
+        more = f" It has {', '.join(near)}." if near else ""
+        raise DataError(f"A teacher must be one of timm's models, got {model!r}.{more}")
+    if "_quickgelu_" not in model and any("QuickGELU" in note for note in known.notes or ()):
+        raise DataError(
+            f"{model} must be built with QuickGELU, as its weights were trained, but timm gives it "
+            f"GELU. Name {model.replace('_clip_', '_clip_quickgelu_')} instead."
+        )
+    return known
 
 
 def _packaged(package: str) -> Path:
@@ -53,18 +81,12 @@ def _packaged(package: str) -> Path:
     return path
 
 
-def _from_hub(model: str, place: Place) -> Path:
-    import timm
+def _from_hub(model: str, known: "PretrainedCfg", place: Place) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    if not timm.is_model(model):
-        near = timm.list_models(f"{model.partition('.')[0]}*", pretrained=True)[:5]
-        more = f" It has {', '.join(near)}." if near else ""
-        raise DataError(f"A teacher must be one of timm's models, got {model!r}.{more}")
-    settings = timm.get_pretrained_cfg(model)
-    if settings is None or not settings.hf_hub_id:
+    if not known.hf_hub_id:
         raise DataError(f"Weights of {model} must be a file, for no hub has them. {_say(model)}")
-    repository, file = settings.hf_hub_id, settings.hf_hub_filename or "model.safetensors"
+    repository, file = known.hf_hub_id, known.hf_hub_filename or "model.safetensors"
     held = try_to_load_from_cache(repository, file)
     if isinstance(held, str):
         return Path(held)

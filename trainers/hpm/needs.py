@@ -5,8 +5,7 @@ for teachers and checkpoints, nothing heavy for anything else.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from hpm import config
 from hpm.data.errors import DataError
@@ -23,6 +22,9 @@ from hpm.progress import Place
 from hpm.rules import ConfigError
 
 __all__ = ["digest_of", "misfit", "reads", "unshared"]
+
+_TRIED: Final[set[object]] = set()
+"""What stands behind the targets that could be built."""
 
 
 def reads(settings: Any) -> Mapping[str, str]:
@@ -142,9 +144,24 @@ def _require_encoder(settings: Any, parent: Any) -> None:
 
 
 def _try_target(settings: config.Pretrain, place: Place) -> None:
+    """Build the target once in a process, on the CPU; where it is kept on disk, ask for room."""
+    import torch
+
+    from hpm.precomputed import features_folder
     from hpm.targets import build_target
 
-    build_target(replace(settings, target=replace(settings.target, precompute=False)), place)
+    target, data = settings.target, settings.data.name
+    files = [find_weights(target.teacher, place)] if target.teacher is not None else []
+    files += [find_file(target.codebook, place)] if target.codebook is not None else []
+    what = (
+        target,
+        (settings.side, settings.encoder.patch_size, settings.precision),
+        tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files),
+        (data, place.data.get(data), features_folder()) if target.precompute else (),
+    )
+    if what not in _TRIED:
+        build_target(settings, place, torch.device("cpu"))
+        _TRIED.add(what)
 
 
 def _try_checkpoint(settings: Checkpoint, place: Place) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeAlias, assert_never, final
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hpm.config import Pretrain
+from hpm.distributed import this_worker
 from hpm.frozen import FrozenTeacher, load_codebook
 from hpm.hog import hog
 from hpm.losses import feature_loss, reconstruction_loss, token_loss
@@ -64,13 +66,15 @@ class Target:
     """Does what must be done before training, with a pause before each part of it."""
 
 
-def build_target(config: Pretrain, place: Place) -> Target:
-    """The target of a run, with what is frozen on the worker's device.
+def build_target(config: Pretrain, place: Place, device: torch.device | None = None) -> Target:
+    """The target of a run, with what is frozen on a device (None: the worker's).
 
     Raises:
-        DataError: weights or a codebook are absent or not what they should be.
+        DataError: weights or a codebook are absent or not what they should be, or the disk has no
+            room for features.
     """
     settings, patch = config.target, config.encoder.patch_size
+    device = device or this_worker().device
     plain = partial(reconstruction_loss, form=settings.loss)
     match settings.kind:
         case "pixels":
@@ -87,11 +91,11 @@ def build_target(config: Pretrain, place: Place) -> Target:
         case "ema":
             return Target(outputs=config.encoder.width, values=_own, loss=feature_loss)
         case "teacher":
-            features, width, prepare = build_features(config, place)
+            features, width, prepare = build_features(config, place, device)
             return Target(outputs=width, values=features, loss=feature_loss, prepare=prepare)
         case "tokens":
-            features, width, prepare = build_features(config, place)
-            codebook_KD = load_codebook(config, place, width=width)
+            features, width, prepare = build_features(config, place, device)
+            codebook_KD = load_codebook(config, place, device, width=width)
             return Target(
                 outputs=len(codebook_KD),
                 values=partial(_tokens, features, codebook_KD),
@@ -115,16 +119,17 @@ def _own(seen: Seen) -> Tensor:
     return seen.own_BND
 
 
-def build_features(config: Pretrain, place: Place) -> Features:
+def build_features(config: Pretrain, place: Place, device: torch.device) -> Features:
     """The features that a target of kind `teacher` or `tokens` is made of.
 
     Raises:
-        DataError: the teacher's weights are not at hand or not its own, or do not fit the patches.
+        DataError: the teacher's weights are not at hand or not its own, or do not fit the patches,
+            or the disk has no room for its features.
     """
     if config.target.teacher is None:
         patch = config.encoder.patch_size
         return partial(_normalized, patch), 3 * patch**2, _nothing
-    teacher = FrozenTeacher.load(config, place)
+    teacher = FrozenTeacher.load(config, place, device)
     if not config.target.precompute:
         return lambda seen: teacher.features(seen.images_BCHW), teacher.width, _nothing
     kept = Precomputed.open(config, teacher, place)

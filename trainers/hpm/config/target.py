@@ -7,6 +7,9 @@ from hpm.rules import Rule, at_least_one, require
 
 __all__ = ["Target"]
 
+# MaskFeat's.
+_HOG_BINS, _HOG_CELL = 9, 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -20,7 +23,7 @@ class Target:
       `project` takes them through its head (CLIP: into the space that image and text share).
       `image_size` null is the size at which its grid is the student's.
     - `tokens`: which entry of a `codebook` is nearest to the teacher's features (without a teacher:
-      to the normalised pixels), as in BEiT.
+      to the normalised pixels), in BEiT's manner.
 
     `loss` is that of pixels and histograms; features are compared at unit length, as officially,
     and tokens by cross-entropy. With `precompute`, the teacher sees each whole image once; its
@@ -29,8 +32,8 @@ class Target:
 
     kind: Literal["pixels", "normalized-pixels", "hog", "ema", "teacher", "tokens"] = "pixels"
     loss: Literal["mse", "l1", "smooth-l1"] = "mse"
-    hog_bins: int = 9
-    hog_cell: int = 8
+    hog_bins: int = _HOG_BINS
+    hog_cell: int = _HOG_CELL
     teacher: str | None = None
     layer: int | None = None
     project: bool = False
@@ -64,15 +67,27 @@ class Target:
                 f"got {self.codebook}.",
             ),
             *(
+                self._of_histograms(name, usual)
+                for name, usual in (("hog_bins", _HOG_BINS), ("hog_cell", _HOG_CELL))
+            ),
+            *(
                 self._of_a_teacher(name)
                 for name in ("layer", "project", "image_size", "precompute")
             ),
         )
 
+    def _of_histograms(self, name: str, usual: int) -> Rule:
+        held = getattr(self, name)
+        return (
+            self.kind == "hog" or held == usual,
+            name,
+            f"must be left out for the target {self.kind}, got {held}.",
+        )
+
     def _of_a_teacher(self, name: str) -> Rule:
         held = getattr(self, name)
         return (
-            self.teacher is not None or held in (None, False),
+            self.teacher is not None or held is None or held is False,
             name,
             f"must be left out where target.teacher is, got {held}.",
         )

@@ -1,6 +1,7 @@
 """Batches of views in a fixed order, whoever loads them.
 
-An image's view and mask noise depend on (seed, epoch, index of the image) alone.
+An image's view depends on (seed, epoch, index of the image) alone, and so does its mask noise, but
+for one case: blocks that are drawn for a ratio that moves with every step depend on the step, too.
 """
 
 from collections.abc import Callable, Iterator
