@@ -86,8 +86,8 @@ _MASKFEAT: Final[Preset] = {
 }
 
 # open-mmlab/mmpretrain, configs/beit: 75 of 196 patches, in blocks. Ours: fixed positions, no layer
-# scale, drop path or colours, a cosine to 0 (there 1e-5), weight decay of the CLS token too; and the
-# tokens, which are neither those of DALL-E's dVAE nor of BEiT v2's projection, but the nearest
+# scale, drop path or colours, a cosine to 0 (there 1e-5), weight decay of the CLS token too; and
+# the tokens, which are neither those of DALL-E's dVAE nor of BEiT v2's projection, but the nearest
 # entries of a codebook (the study names it: target.codebook) over the features of target.teacher
 # or, where a study names none, over normalised pixels.
 _BEIT: Final[Preset] = {
