@@ -19,6 +19,7 @@ from hpm.evaluate.segment.resizing import halve, pool, resize
 from hpm.evaluate.segment.scores import class_ious, confusion, mean_iou, pixel_accuracy
 from hpm.evaluate.segment.sliding import corners, guess, score_images
 from hpm.evaluate.segment.views import Views, WholeViews, distort, scaled_size
+from hpm.evaluate.training import Training
 from hpm.rules import ConfigError
 
 SMALL = Segment(crop=16, stride=11, short_side=None, channels=8, drop_path=0.0)
@@ -183,6 +184,19 @@ def test_head__all_of_upernet_is_trained():
     assert isinstance(head, UperNet)
     sum(scores.square().sum() for scores in head([draws(2, 16, 4, 4)] * 4)).backward()
     assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+
+
+@pytest.mark.parametrize("head", ["upernet", "linear"])
+def test_segmenter__rates_fall_from_its_head_to_the_stem(head):
+    config = replace(SMALL, head=head, channels=None, optim=UperNetRecipe(layer_decay=0.5))
+    encoder = small_encoder()
+    network = Segmenter(encoder, build_head(config, width=16, classes=4, seed=0), (1, 1, 2, 2))
+    groups = Training(network, encoder, config.optim, dict, epoch_steps=1).optimizer.param_groups
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert {scales[id(p)] for p in network.head.parameters()} == {1.0}
+    for part, scale in ((encoder.blocks[1], 0.5), (encoder.blocks[0], 0.25)):
+        assert {scales[id(p)] for p in part.parameters()} == {scale}
+    assert scales[id(encoder.patch_embed.proj.weight)] == scales[id(encoder.cls_token)] == 0.125
 
 
 def test_segmenter__takes_the_tokens_after_each_layer():
