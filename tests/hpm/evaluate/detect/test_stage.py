@@ -104,11 +104,14 @@ def test_detect__the_seed_moves_everything(drain, stage, small):
         assert {name for name in mine if mine[name] == theirs[name]} == set()
 
 
-def test_detect__leaves_the_global_generator_alone(drain, stage, small):
+def test_detect__leaves_the_global_generators_alone(drain, stage, small, monkeypatch):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     drain(stage(replace(small, drop_path=0.3)))
     assert torch.random.get_rng_state().equal(before)
+    assert seeded == []
 
 
 @pytest.mark.parametrize("before", [2, UPDATES + 1])

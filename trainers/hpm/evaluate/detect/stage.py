@@ -102,7 +102,8 @@ def _loss(detector: Detector, paths: list[DropPath]) -> Loss[JitteredBatch]:
 def _build(config: Detect, inputs: Path, *, seed: int, classes: int) -> Detector:
     # torchvision draws initial weights from PyTorch's global generator, which stays as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
+        # Not torch.manual_seed, which would seed the generators of CUDA too.
+        torch.default_generator.manual_seed(seed % 2**63)
         encoder, _ = load_encoder(
             inputs, role=config.role, image_size=config.image_size, drop_path=config.drop_path
         )
