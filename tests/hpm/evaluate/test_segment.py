@@ -14,7 +14,7 @@ from hpm.evaluate.segment.run import run
 from hpm.rules import ConfigError
 
 UPDATES, BATCHES = 2 * TRAIN // 8, 3
-LINEAR = replace(CONFIG, head="linear", frozen=True, drop_path=0.0)
+LINEAR = replace(CONFIG, head="linear", channels=None, frozen=True, drop_path=0.0)
 AVERAGED = replace(CONFIG, optim=replace(RECIPE, ema=0.9, accumulate=2))
 
 

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 
+from hpm.config import Encoder
 from hpm.data.maps import VOID, MapSource
 from hpm.data.sampling import Key
 from hpm.evaluate.segment.config import MapData, Segment, UperNetRecipe
@@ -23,6 +24,7 @@ from hpm.evaluate.training import Training
 from hpm.rules import ConfigError
 
 SMALL = Segment(crop=16, stride=11, short_side=None, channels=8, drop_path=0.0)
+LINEAR = replace(SMALL, head="linear", channels=None)
 
 
 def draws(*shape, seed=0):
@@ -151,7 +153,7 @@ def small_encoder():
 
 def test_head__scores_at_its_own_resolution():
     features = [draws(2, 16, 4, 4, seed=seed) for seed in range(4)]
-    linear = build_head(replace(SMALL, head="linear"), width=16, classes=4, seed=0)
+    linear = build_head(LINEAR, width=16, classes=4, seed=0)
     assert isinstance(linear, Linear)
     assert [scores.shape for scores in linear(features)] == [(2, 4, 4, 4)]
     upernet = build_head(replace(SMALL, dropout=0.0), width=16, classes=4, seed=0).train()
@@ -159,6 +161,16 @@ def test_head__scores_at_its_own_resolution():
     assert len(upernet.eval()(features)) == 1
     alone = build_head(replace(SMALL, auxiliary=0.0, dropout=0.0), width=16, classes=4, seed=0)
     assert len(alone.train()(features)) == 1
+
+
+def test_config__a_linear_head_sees_the_last_block_whatever_layers_are():
+    deep, shallow = Encoder(), Encoder(depth=2)
+    assert SMALL.blocks(deep) == (3, 6, 9, 12)
+    assert replace(SMALL, layers=(4, 6, 8, 12)).blocks(deep) == (4, 6, 8, 12)
+    for layers in (None, (1, 2, 3, 4)):
+        linear = replace(LINEAR, layers=layers)
+        assert (linear.blocks(deep), linear.blocks(shallow)) == ((12,), (2,))
+        linear.require(shallow)
 
 
 def test_head__follows_from_the_seed():
@@ -211,6 +223,12 @@ def test_segmenter__takes_the_tokens_after_each_layer():
     assert heads[0][0] is heads[0][1]
     torch.testing.assert_close(heads[0][1].flatten(2).transpose(1, 2), tokens[:, 1:])
     assert not torch.equal(heads[0][2], heads[0][1])
+
+
+def test_segmenter__runs_no_block_above_its_layers():
+    encoder = small_encoder()
+    encoder.blocks[1].register_forward_hook(lambda *_: pytest.fail("nothing needs it"))
+    Segmenter(encoder, [].append, (1, 1, 1, 1))(draws(1, 3, 16, 16))
 
 
 def test_channel_drop__leaves_channels_out_by_their_coins():
@@ -342,6 +360,7 @@ def test_config__is_the_official_links():
         ({"scale": (2.0, 0.5)}, r"scale must be \[least, most\], both above 0, got \[2, 0.5\]"),
         ({"crop_share": 0.0}, r"crop_share must be in \(0, 1\], got 0"),
         ({"channels": 0}, "channels must be at least 1 or null"),
+        ({"head": "linear"}, "channels must be null where head is linear, got 8"),
         ({"short_side": 0}, "short_side must be at least 1 or null"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"auxiliary": -1.0}, "auxiliary must be 0 or more"),
