@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import ClassVar, Literal, final
 
-from hpm.config import Encoder
+from hpm.config import Encoder, Role
 from hpm.evaluate.recipe import Recipe
 from hpm.rules import at_least_one, require
 
@@ -70,7 +70,7 @@ class Detect:
     """
 
     data: DetectData | None = None
-    role: Literal["student", "teacher"] = "student"
+    role: Role = "student"
     image_size: int = 1024
     min_scale: float = 0.1
     max_scale: float = 2.0
