@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from hpm.data.maps import VOID, Classes, open_maps
 from hpm.data.serving import require_labels, require_maps
 from hpm.data.source import open_source
 from hpm.evaluate.config import EvalData, Knn, Pixels, Random
-from hpm.evaluate.segment.config import MapData, Segment
+from hpm.evaluate.segment.config import MapData, Segment, UperNetRecipe
 from hpm.trainer import TRAINER
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
@@ -320,10 +321,17 @@ def test_fingerprint__of_maps_is_of_the_content_and_not_of_the_place(ade, tables
 def test_fits__looks_at_maps_and_labels_before_a_run(ade):
     place = SimpleNamespace(data={"x": ade}, threads=1, loaders=0, download=False)
     settings, parent = (
-        Segment(crop=32, stride=32, data=MapData(name="x", void=0, classes=3)),
+        Segment(
+            crop=32,
+            stride=32,
+            data=MapData(name="x", void=0, classes=3),
+            optim=UperNetRecipe(batch_size=3),
+        ),
         Random(),
     )
     assert TRAINER.fits(settings, parent, place) is None
+    many = replace(settings, optim=UperNetRecipe(batch_size=4))
+    assert "batch_size=4 for 3 images" in TRAINER.fits(many, parent, place)
     assert "must have a class for each image" in TRAINER.fits(
         Knn(data=EvalData(name="x")), parent, place
     )

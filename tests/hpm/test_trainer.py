@@ -66,7 +66,7 @@ def _python(code: str) -> None:
 def test_trainer__is_found_by_its_entry_point() -> None:
     (found,) = entry_points(group="ablation.trainers", name="hpm")
     assert found.load() is TRAINER
-    assert (TRAINER.name, TRAINER.result_version) == ("hpm", 1)
+    assert (TRAINER.name, TRAINER.result_version) == ("hpm", 2)
 
 
 def test_trainer__has_one_training_stage() -> None:
@@ -137,8 +137,20 @@ def test_fingerprint__says_what_is_known() -> None:
         TRAINER.fingerprint("data.name", "fashion-scene", place)
 
 
-def test_fits__lets_every_evaluation_run(tiny_place: Place, tiny: Pretrain) -> None:
-    assert TRAINER.fits(Knn(), tiny, tiny_place) is None
+def test_fits__lets_an_evaluation_run_where_there_are_images_enough(
+    tiny_place: Place, tiny: Pretrain
+) -> None:
+    knn, linear = Knn(k=(20, 32), report_k=20), Linear(batch_size=32)
+    finetune = Finetune(optim=Recipe(batch_size=32))
+    for settings in (knn, linear, finetune):
+        assert TRAINER.fits(settings, tiny, tiny_place) is None
+    for settings, said in (
+        (Knn(k=(20, 33), report_k=20), "exceed the 32 images of the training split, got k=33"),
+        (replace(linear, batch_size=34), "batch_size=34 for 32 images"),
+        (replace(finetune, optim=Recipe(batch_size=34)), "batch_size=34 for 32 images"),
+        (replace(tiny, optim=replace(tiny.optim, batch_size=34)), "batch_size=34 for 32 images"),
+    ):
+        assert said in str(TRAINER.fits(settings, tiny, tiny_place))
 
 
 def test_check__wants_equal_shares() -> None:

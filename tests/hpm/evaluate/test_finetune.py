@@ -107,6 +107,16 @@ def test_finetune__resumes_bit_identically(drain, stage, deep, tmp_path, step):
     assert rest.result.metrics == whole.result.metrics
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_finetune__is_bit_identical_on_cuda(drain, stage, deep, precision):
+    config = replace(OFFICIAL, optim=replace(RECIPE, precision=precision))
+    first, second = (drain(stage(run, config, deep)) for _ in range(2))
+    assert first.traces == second.traces
+    assert first.result.metrics == second.result.metrics
+
+
 def test_finetune__traces_all_that_moves(drain, stage, deep):
     one, other = (drain(stage(run, OFFICIAL, deep, seed=seed)).traces for seed in (0, 1))
     updating = {"weights", "average", "optimizer", "samples", "views"}

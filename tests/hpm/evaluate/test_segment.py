@@ -3,6 +3,8 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +16,7 @@ from hpm.evaluate.segment.run import run
 from hpm.rules import ConfigError
 
 UPDATES, BATCHES = 2 * TRAIN // 8, 3
-LINEAR = replace(CONFIG, head="linear", frozen=True, drop_path=0.0)
+LINEAR = replace(CONFIG, head="linear", channels=None, frozen=True, drop_path=0.0)
 AVERAGED = replace(CONFIG, optim=replace(RECIPE, ema=0.9, accumulate=2))
 
 
@@ -81,6 +83,30 @@ def test_segment__resumes_bit_identically(drain, start, tmp_path, config, step):
     if rest.steps:
         states = [kept(d.steps[-1], tmp_path / n) for n, d in (("a", whole), ("b", rest))]
         torch.testing.assert_close(states[0], states[1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_segment__is_bit_identical_on_cuda(drain, start, precision):
+    config = replace(AVERAGED, optim=replace(AVERAGED.optim, precision=precision))
+    first, second = (drain(start(config)) for _ in range(2))
+    assert first.traces == second.traces
+    assert first.result.metrics == second.result.metrics
+
+
+def test_segment__learns_from_tables_what_it_learns_from_folders(drain, start, blocks, tmp_path):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for split, folder in (("train", "training"), ("val", "validation")):
+        columns = {}
+        for column, held in (("image", "images"), ("annotation", "annotations")):
+            files = sorted((blocks.data["blocks"] / held / folder).iterdir())
+            rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+            columns[column] = pa.array(rows, kind)
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet", row_group_size=10)
+    folders, tables = drain(start()), drain(start(root=tmp_path))
+    assert tables.traces == folders.traces
+    assert tables.result.metrics == folders.result.metrics
 
 
 def test_segment__exports_what_two_encoders_are_compared_by(drain, start, tmp_path):

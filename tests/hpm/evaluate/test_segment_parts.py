@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d, pad
 
+from hpm.config import Encoder
 from hpm.data.maps import VOID, MapSource
 from hpm.data.sampling import Key
 from hpm.evaluate.segment.config import MapData, Segment, UperNetRecipe
@@ -19,9 +20,11 @@ from hpm.evaluate.segment.resizing import halve, pool, resize
 from hpm.evaluate.segment.scores import class_ious, confusion, mean_iou, pixel_accuracy
 from hpm.evaluate.segment.sliding import corners, guess, score_images
 from hpm.evaluate.segment.views import Views, WholeViews, distort, scaled_size
+from hpm.evaluate.training import Training
 from hpm.rules import ConfigError
 
 SMALL = Segment(crop=16, stride=11, short_side=None, channels=8, drop_path=0.0)
+LINEAR = replace(SMALL, head="linear", channels=None)
 
 
 def draws(*shape, seed=0):
@@ -95,7 +98,7 @@ def test_corners__cover_a_side(length, crop, stride):
 
 
 class Counting(nn.Module):
-    """Scores that are a square's own colours; `shown` holds the squares."""
+    """Scores that are a square's own colours and their mean; `shown` holds the squares."""
 
     def __init__(self):
         super().__init__()
@@ -104,16 +107,28 @@ class Counting(nn.Module):
 
     def forward(self, images):
         self.shown.append(images)
-        return (images * self.weight,)
+        return (self.weight * images + images.mean(dim=(1, 2, 3), keepdim=True),)
+
+
+def slow_means(image, crop, stride):
+    """[H, W], of each pixel: the mean, over the squares that it is in, of their means."""
+    height, width = image.shape[1:]
+    whole = pad(image, (0, max(0, crop - width), 0, max(0, crop - height)))
+    total, count = torch.zeros(2, *whole.shape[1:])
+    for y in corners(whole.shape[1], crop, stride):
+        for x in corners(whole.shape[2], crop, stride):
+            total[y : y + crop, x : x + crop] += whole[:, y : y + crop, x : x + crop].mean()
+            count[y : y + crop, x : x + crop] += 1
+    return (total / count)[:height, :width]
 
 
 def test_score_images__cover_every_pixel_and_average_what_overlaps():
     images = [draws(3, 16, 16), draws(3, 20, 37, seed=1), draws(3, 9, 50, seed=2)]
     network = Counting()
     scores = list(score_images(network, images, crop=16, stride=11, reduced=False))
-    # Each square scores its own pixels alike, so does their mean.
     for score, image in zip(scores, images, strict=True):
-        torch.testing.assert_close(score, image)
+        # Squares agree on a pixel's colours, but not on their own means.
+        torch.testing.assert_close(score, image + slow_means(image, crop=16, stride=11))
     assert len(torch.cat(network.shown)) == 1 + 2 * 3 + 1 * 5
 
 
@@ -150,7 +165,7 @@ def small_encoder():
 
 def test_head__scores_at_its_own_resolution():
     features = [draws(2, 16, 4, 4, seed=seed) for seed in range(4)]
-    linear = build_head(replace(SMALL, head="linear"), width=16, classes=4, seed=0)
+    linear = build_head(LINEAR, width=16, classes=4, seed=0)
     assert isinstance(linear, Linear)
     assert [scores.shape for scores in linear(features)] == [(2, 4, 4, 4)]
     upernet = build_head(replace(SMALL, dropout=0.0), width=16, classes=4, seed=0).train()
@@ -158,6 +173,16 @@ def test_head__scores_at_its_own_resolution():
     assert len(upernet.eval()(features)) == 1
     alone = build_head(replace(SMALL, auxiliary=0.0, dropout=0.0), width=16, classes=4, seed=0)
     assert len(alone.train()(features)) == 1
+
+
+def test_config__a_linear_head_sees_the_last_block_whatever_layers_are():
+    deep, shallow = Encoder(), Encoder(depth=2)
+    assert SMALL.blocks(deep) == (3, 6, 9, 12)
+    assert replace(SMALL, layers=(4, 6, 8, 12)).blocks(deep) == (4, 6, 8, 12)
+    for layers in (None, (1, 2, 3, 4)):
+        linear = replace(LINEAR, layers=layers)
+        assert (linear.blocks(deep), linear.blocks(shallow)) == ((12,), (2,))
+        linear.require(shallow)
 
 
 def test_head__follows_from_the_seed():
@@ -185,6 +210,19 @@ def test_head__all_of_upernet_is_trained():
     assert all(p.grad is not None and p.grad.any() for p in head.parameters())
 
 
+@pytest.mark.parametrize("head", ["upernet", "linear"])
+def test_segmenter__rates_fall_from_its_head_to_the_stem(head):
+    config = replace(SMALL, head=head, channels=None, optim=UperNetRecipe(layer_decay=0.5))
+    encoder = small_encoder()
+    network = Segmenter(encoder, build_head(config, width=16, classes=4, seed=0), (1, 1, 2, 2))
+    groups = Training(network, encoder, config.optim, dict, epoch_steps=1).optimizer.param_groups
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert {scales[id(p)] for p in network.head.parameters()} == {1.0}
+    for part, scale in ((encoder.blocks[1], 0.5), (encoder.blocks[0], 0.25)):
+        assert {scales[id(p)] for p in part.parameters()} == {scale}
+    assert scales[id(encoder.patch_embed.proj.weight)] == scales[id(encoder.cls_token)] == 0.125
+
+
 def test_segmenter__takes_the_tokens_after_each_layer():
     encoder = small_encoder().eval()
     heads = []
@@ -197,6 +235,12 @@ def test_segmenter__takes_the_tokens_after_each_layer():
     assert heads[0][0] is heads[0][1]
     torch.testing.assert_close(heads[0][1].flatten(2).transpose(1, 2), tokens[:, 1:])
     assert not torch.equal(heads[0][2], heads[0][1])
+
+
+def test_segmenter__runs_no_block_above_its_layers():
+    encoder = small_encoder()
+    encoder.blocks[1].register_forward_hook(lambda *_: pytest.fail("nothing needs it"))
+    Segmenter(encoder, [].append, (1, 1, 1, 1))(draws(1, 3, 16, 16))
 
 
 def test_channel_drop__leaves_channels_out_by_their_coins():
@@ -328,6 +372,7 @@ def test_config__is_the_official_links():
         ({"scale": (2.0, 0.5)}, r"scale must be \[least, most\], both above 0, got \[2, 0.5\]"),
         ({"crop_share": 0.0}, r"crop_share must be in \(0, 1\], got 0"),
         ({"channels": 0}, "channels must be at least 1 or null"),
+        ({"head": "linear"}, "channels must be null where head is linear, got 8"),
         ({"short_side": 0}, "short_side must be at least 1 or null"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"auxiliary": -1.0}, "auxiliary must be 0 or more"),

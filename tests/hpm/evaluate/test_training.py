@@ -79,6 +79,18 @@ def test_training__takes_a_batch_in_parts_as_in_one(start) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_training__adds_up_the_terms_of_its_loss(start) -> None:
+    whole, named = start(), start()
+    one = named.loss
+    named.loss = lambda part: {"near": 0.25 * one(part)["loss"], "far": 0.75 * one(part)["loss"]}
+    for images, labels in _batches(3):
+        parts = [(images[:4], labels[:4]), (images[4:], labels[4:])]
+        metrics, expected = named.update(parts), whole.update(parts)
+        assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert metrics["near"] == pytest.approx(metrics["loss"] / 4, rel=1e-5)
+        assert set(metrics) == {*expected, "near", "far"}
+
+
 def test_training__rates_fall_by_layer(start) -> None:
     training = start(replace(RECIPE, layer_decay=0.5))
     scales = {id(p): g["lr_scale"] for g in training.optimizer.param_groups for p in g["params"]}

@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpm.data.errors import DataError, UnreachableError
+from hpm.data.layout import Annotated
 
-__all__ = ["Annotations", "read_annotations"]
+__all__ = ["EARLY_BYTES", "Annotations", "read_annotations", "read_both"]
+
+EARLY_BYTES = 64 << 20
+"""Files of up to this size are read when a study is planned, larger ones when its stage begins."""
 
 _SLACK = 1.0
 """Pixels that a box may stick out of its image: COCO's own boxes are rounded."""
+
+_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "segmentation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +36,7 @@ class Annotations:
     category_ids: tuple[int, ...]
     """As in the file, for each class."""
     paths: NDArray[np.str_]
-    """[N], below the split's folder."""
+    """[N], names in the split's folder."""
     image_ids: NDArray[np.int64]
     """[N], ascending."""
     sizes: NDArray[np.int64]
@@ -45,8 +51,6 @@ class Annotations:
     """[A], in pixels."""
     crowd: NDArray[np.bool_]
     """[A], True where one annotation stands for many objects."""
-    ids: NDArray[np.int64]
-    """[A], as in the file."""
     outlines: bytes
     """The `segmentation` of all annotations, each as JSON; one object, so that loader processes
     need not copy a million."""
@@ -57,24 +61,49 @@ class Annotations:
         """The `segmentation` of one annotation: polygons, or runs."""
         return json.loads(self.outlines[self.ends[number] : self.ends[number + 1]])
 
+    def with_object(self) -> NDArray[np.int64]:
+        """Positions of the images that have an object; crowds are none."""
+        singles = np.concatenate([[0], np.cumsum(~self.crowd)])
+        return np.flatnonzero(singles[self.starts[1:]] > singles[self.starts[:-1]])
+
+
+def read_both(layout: Annotated) -> tuple[Annotations, Annotations]:
+    """What is said of the images of both splits, training first.
+
+    Raises:
+        DataError: a file is not as `read_annotations` wants it, or they have other categories.
+    """
+    train = read_annotations(layout.train_file, layout.train)
+    val = read_annotations(layout.val_file, layout.val)
+    trained, validated = (
+        set(zip(held.category_ids, held.classes, strict=True)) for held in (train, val)
+    )
+    if trained != validated:
+        raise DataError(
+            f"{train.file} and {val.file} must have the same categories, got {len(trained)} and "
+            f"{len(validated)}; only one of them has {sorted(trained ^ validated)[:10]}."
+        )
+    return train, val
+
 
 def read_annotations(file: Path, images: Path) -> Annotations:
     """What `file` says of the images in the folder `images`.
 
     Raises:
-        DataError: it is no file of COCO's instances, or an annotation is of an image or a category
+        DataError: it is no file of COCO's instances, or two of its images or categories have one
+            id, an image lies in a folder further down, an annotation is of an image or a category
             that it does not describe, has a box outside of its image, or no mask; or none is of an
             object.
         UnreachableError: the file, or an image that it names, is absent.
     """
     document = _parse(file)
     try:
-        pictures = sorted(document["images"], key=lambda image: image["id"])
-        categories = sorted(document["categories"], key=lambda category: category["id"])
-        given = list(document["annotations"])
+        pictures, categories = (_entries(file, document, kind) for kind in ("images", "categories"))
         _require_images(file, images, [picture["file_name"] for picture in pictures])
-        return _collect(file, pictures, categories, given)
-    except (KeyError, TypeError) as error:
+        return _collect(file, pictures, categories, list(document["annotations"]))
+    except DataError:
+        raise
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} must be a file of COCO's instances, with `images`, `categories` and "
             f"`annotations` and their fields, but one is missing or of another kind: {error}."
@@ -93,10 +122,26 @@ def _parse(file: Path) -> Mapping[str, Any]:
     return document
 
 
+def _entries(file: Path, document: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
+    """The file's images or categories, in the order of their ids."""
+    counts = Counter(entry["id"] for entry in document[kind])
+    wrong = [held for held, count in counts.items() if count > 1 or not isinstance(held, int)]
+    if wrong:
+        raise DataError(
+            f"{file} must give each of its {kind} a whole number of its own as id, got otherwise "
+            f"or more than once: {', '.join(map(repr, wrong[:10]))}."
+        )
+    return sorted(document[kind], key=lambda entry: entry["id"])
+
+
 def _require_images(file: Path, folder: Path, names: Sequence[str]) -> None:
+    if below := [name for name in names if Path(name).name != name]:
+        raise DataError(
+            f"{file} must name images that lie in {folder} itself, got {', '.join(below[:10])}. "
+            "Move them there, and name them without a folder."
+        )
     there = {path.name for path in folder.iterdir()}
-    absent = [name for name in names if name not in there and not (folder / name).is_file()]
-    if absent:
+    if absent := [name for name in names if name not in there]:
         more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
         raise UnreachableError(
             f"{file} names images that must be in {folder}, but these are not: "
@@ -133,9 +178,26 @@ def _collect(
         boxes=boxes,
         areas=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in given], np.float64),
         crowd=np.array([bool(a.get("iscrowd", 0)) for a in given], dtype=np.bool_),
-        ids=np.array([a["id"] for a in given], dtype=np.int64),
         outlines=b"".join(outlines),
         ends=_starts([len(outline) for outline in outlines]),
+    )
+
+
+def _malformed(annotation: Any) -> str | None:
+    match annotation:
+        case {
+            "id": int(),
+            "image_id": int(),
+            "category_id": int(),
+            "bbox": [int() | float(), int() | float(), int() | float(), int() | float()],
+            "segmentation": _,
+        } if isinstance(annotation.get("area", 0), int | float):
+            return None
+    held = annotation if isinstance(annotation, dict) else {}
+    got = {field: held[field] for field in _FIELDS if field in held}
+    return (
+        f"annotation {held.get('id')} must have whole numbers as id, image_id and category_id, "
+        f"four numbers as bbox, a segmentation, and a number as area if any, got {got!r:.200}."
     )
 
 
@@ -145,6 +207,8 @@ def _problem(
     classes: Mapping[int, int],
     pictures: Mapping[int, Mapping[str, Any]],
 ) -> str | None:
+    if malformed := _malformed(annotation):
+        return malformed
     name = f"annotation {annotation['id']}"
     picture = pictures.get(annotation["image_id"])
     if picture is None:
@@ -173,7 +237,8 @@ def _problem(
 def _is_outline(outline: object, width: int, height: int) -> bool:
     match outline:
         case {"size": [int(h), int(w)], "counts": list(lengths)}:
-            return (h, w) == (height, width) and sum(lengths) == width * height
+            whole = all(isinstance(length, int) and length >= 0 for length in lengths)
+            return whole and (h, w) == (height, width) and sum(lengths) == width * height
         case {"size": [int(h), int(w)], "counts": str()}:
             return (h, w) == (height, width)
         case [_, *_]:

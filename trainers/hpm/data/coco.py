@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as runs
 
-from hpm.data.annotations import Annotations, read_annotations
+from hpm.data.annotations import Annotations, read_both
 from hpm.data.decoding import decode
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.layout import Annotated
@@ -103,23 +103,11 @@ def open_coco(layout: Annotated) -> tuple[CocoImages, CocoImages]:
     """The training split, of which only images that have an object (as officially), and the other.
 
     Raises:
-        DataError: an annotation file is not as it should be, the splits have other categories, or
-            none of a split's images has an object.
+        DataError: an annotation file is not as it should be, or the splits have other categories.
     """
-    train = read_annotations(layout.train_file, layout.train)
-    val = read_annotations(layout.val_file, layout.val)
-    if (train.category_ids, train.classes) != (val.category_ids, val.classes):
-        raise DataError(
-            f"{train.file} and {val.file} must have the same categories, got {len(train.classes)} "
-            f"and {len(val.classes)}: {sorted(set(train.classes) ^ set(val.classes))[:10]}."
-        )
+    train, val = read_both(layout)
     everything = np.arange(len(val.image_ids))
     return (
-        CocoImages(folder=layout.train, annotations=train, chosen=_with_object(train)),
+        CocoImages(folder=layout.train, annotations=train, chosen=train.with_object()),
         CocoImages(folder=layout.val, annotations=val, chosen=everything),
     )
-
-
-def _with_object(held: Annotations) -> NDArray[np.int64]:
-    singles = np.concatenate([[0], np.cumsum(~held.crowd)])
-    return np.flatnonzero(singles[held.starts[1:]] > singles[held.starts[:-1]])

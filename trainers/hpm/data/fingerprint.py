@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
-from hpm.data.annotations import read_annotations
+from hpm.data.annotations import EARLY_BYTES, read_annotations
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
@@ -32,7 +32,6 @@ __all__ = ["file_digest", "fingerprint"]
 _MIB = 1 << 20
 _HASHED_BYTES = 512 * _MIB
 _HASHED_FILES = 100_000
-_READ_BYTES = 64 * _MIB
 _PICTURES = (".jpeg", ".jpg", ".png")
 _MAGIC = b"PAR1"
 
@@ -116,7 +115,7 @@ def _list_annotated(annotated: Annotated) -> list[object]:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         whole = sum(sizes.values()) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
         images = [(n, file_digest(folder / n) if whole else sizes[n]) for n in sorted(sizes)]
-        if file.stat().st_size <= _READ_BYTES:
+        if file.stat().st_size <= EARLY_BYTES:
             read_annotations(file, folder)
         require_readable([folder / name for name in sizes if name.lower().endswith(_PICTURES)])
         listed += [images, file_digest(file)]

@@ -33,9 +33,9 @@ __all__ = [
     "Rows",
     "holds_images",
     "labels_digest",
-    "read_labels",
     "open_file",
     "open_parquet",
+    "read_labels",
     "rows_of",
 ]
 

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import assert_never
 
+from hpm.data.annotations import EARLY_BYTES, read_both
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
@@ -76,17 +77,17 @@ def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> int:
 def require_objects(name: str, roots: Mapping[str, Path]) -> int | None:
     """See that a data set says where objects are; how many images train.
 
-    None where that is not known before its annotations are read, when it is opened.
+    None where its annotations are too large to be read before it is opened.
 
     Raises:
-        DataError: it does not.
+        DataError: it does not, or its splits have different categories.
     """
     with reading(roots.get(name, name)):
         match locate(name, roots):
             case Embedded():
                 return len(FashionScenes("train"))
-            case Annotated():
-                return None
+            case Annotated() as layout:
+                return _num_with_object(layout)
             case _:
                 raise DataError(no_objects(name, roots[name]))
 
@@ -101,3 +102,10 @@ def _num_labelled(layout: Folders | Tables) -> int:
     from hpm.data.parquet import read_labels
 
     return len(read_labels(layout)["train"])
+
+
+@cache
+def _num_with_object(layout: Annotated) -> int | None:
+    """Training images that have an object; once in a process, as above."""
+    sizes = [file.stat().st_size for file in (layout.train_file, layout.val_file)]
+    return None if max(sizes) > EARLY_BYTES else len(read_both(layout)[0].with_object())

@@ -92,10 +92,12 @@ def crop_box(
 def evaluation_view(image: Image.Image, image_size: int) -> Pixels:
     """The middle of an RGB image whose shorter side is brought to 256/224 of `image_size`.
 
-    An image of just that size is taken as it is.
+    Above 224 pixels, officially, it is brought to `image_size` itself. An image of just that size
+    is taken as it is.
     """
     if image.size != (image_size, image_size):
-        shorter, shortest = image_size * 256 // 224, min(image.size)
+        shorter = image_size * 256 // 224 if image_size <= 224 else image_size
+        shortest = min(image.size)
         width, height = (shorter * side // shortest for side in image.size)
         left, top = round((width - image_size) / 2), round((height - image_size) / 2)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 OFFICIAL_MIN_CROP = 0.08
-"""Of a linear probe: torchvision's default crops, not those of pretraining."""
+"""Least share of an image in crops of a probe and of fine-tuning; of pretraining it is larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Knn:
     """
 
     data: EvalData | None = None
-    role: Literal["student", "teacher"] = "student"
+    role: Role = "student"
     k: tuple[int, ...] = (10, 20, 100, 200)
     report_k: int = 20
     temperature: float = 0.07
@@ -120,7 +120,7 @@ class Linear:
     """
 
     data: EvalData | None = None
-    role: Literal["student", "teacher"] = "student"
+    role: Role = "student"
     epochs: int = 100
     warmup_epochs: float = 10.0
     base_lr: float = 1e-3

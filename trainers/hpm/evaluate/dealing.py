@@ -5,7 +5,7 @@ is made of them is the same bits.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hpm.distributed import all_gather, this_worker
 __all__ = ["deal"]
 
 Batch = TypeVar("Batch")
-Rows = tuple[Tensor, ...]
+Rows: TypeAlias = tuple[Tensor, ...]
 
 
 def deal(

@@ -47,7 +47,8 @@ def run(
 ) -> StageRun:
     """Train and validate, as `Supervised.run` says.
 
-    The result holds `top1` and `top5` in percent (0 to 100); its export keeps the guesses.
+    Training computes in `optim.precision`, validation in float32. The result holds `top1` and
+    `top5` in percent (0 to 100); its export keeps the guesses.
 
     Raises:
         DataError: what was exported is no encoder or has no such role, or a split is absent,

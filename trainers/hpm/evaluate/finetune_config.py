@@ -1,9 +1,8 @@
 """Every setting of fine-tuning; the defaults are the official recipe of ViT-B/16."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from hpm.config import Encoder
+from hpm.config import Encoder, Role
 from hpm.evaluate.config import EvalData
 from hpm.evaluate.recipe import Recipe
 from hpm.rules import require
@@ -54,7 +53,7 @@ class Finetune:
 
     data: EvalData | None = None
     image_size: int | None = None
-    role: Literal["student", "teacher"] = "student"
+    role: Role = "student"
     drop_path: float = 0.1
     augment: Augment = field(default_factory=Augment)
     optim: Recipe = field(default_factory=Recipe)

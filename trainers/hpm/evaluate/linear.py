@@ -1,9 +1,11 @@
 """Linear probe of a frozen encoder, after the official recipe.
 
-Features are normalised by the batch's mean and deviation and enter one linear layer, trained by
-SGD with momentum; images that do not fill a last batch wait for another epoch's order. Validation
-counts every image (officially a partial batch is lost). Each worker computes the same update from
-the features of all of them. Letters: N images, B of a batch, D width, C classes.
+Features are normalised by the batch's mean and deviation (officially of one GPU's 512 images) and
+enter one linear layer, trained by SGD with momentum; images that do not fill a last batch wait for
+another epoch's order. Crops are drawn as in pretraining (officially by BYOL's rule: one draw, its
+sides cut to the image's). Validation counts every image (officially a partial batch is lost). Each
+worker computes the same update from the features of all of them. Letters: N images, B of a batch,
+D width, C classes.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,8 @@
 """Mixup and CutMix: two images become two mixtures, and so do their labels.
 
 An image is mixed with its neighbour in the epoch's order, so whoever computes a step mixes the same
-pairs. Letters: B images (an even number), S their side, C classes.
+pairs; all of them by one weight or one box (officially each GPU draws its own in every pass).
+Letters: B images (an even number), S their side, C classes.
 """
 
 from math import sqrt

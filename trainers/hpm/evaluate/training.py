@@ -174,6 +174,10 @@ def _groups(network: nn.Module, encoder: VisionTransformer, recipe: Recipe) -> l
         no_weight_decay_list=encoder.no_weight_decay(),
         layer_decay=recipe.layer_decay,
     )
+    if encoder is not network:
+        # timm's top layer is then the last block, and the rest of the network is one above it.
+        for group in by_layer:
+            group["lr_scale"] *= recipe.layer_decay
     grouped = {id(p) for group in by_layer for p in group["params"]}
     rest = nn.ParameterList(
         p for p in network.parameters() if p.requires_grad and id(p) not in grouped

@@ -1,18 +1,24 @@
 """Data sets in COCO's layout: what is read, and what is refused."""
 
 import pickle
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as runs
 
+from hpm.config import Data, Encoder
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.layout import Annotated, Folders, locate
 from hpm.data.object_sources import open_objects
 from hpm.data.objects import tight_boxes
+from hpm.data.serving import require_objects
 from hpm.data.source import open_source
+from hpm.evaluate.config import Random
+from hpm.trainer import TRAINER
 
 
 @pytest.fixture
@@ -130,11 +136,27 @@ def _annotation(**changes):
         (_annotation(segmentation=[]), "annotation 51 .* polygons of at least three points"),
         (_annotation(segmentation=[[1, 2, 3, 4]]), "at least three points"),
         (_annotation(segmentation={"size": [8, 8], "counts": [64]}), "runs of 0001.png"),
-        (lambda d: d["annotations"][1].pop("bbox"), "missing or of another kind: 'bbox'"),
+        (_annotation(segmentation={"size": [24, 32], "counts": ["768"]}), "runs of 0001.png"),
+        (_annotation(segmentation={"size": [24, 32], "counts": [-1, 769]}), "runs of 0001.png"),
+        (lambda d: d["annotations"][1].pop("bbox"), "annotation 51 must .* four numbers as bbox"),
+        (_annotation(bbox=[3, 2, 5]), r"annotation 51 .* four numbers as bbox.*\[3, 2, 5\]"),
+        (_annotation(bbox=["3", 2, 5, 5]), "annotation 51 .* four numbers as bbox"),
+        (_annotation(id="51"), r"annotation 51 must have whole numbers .*got \{'id': '51'"),
+        (_annotation(image_id="101"), "annotation 51 must have whole numbers as id, image_id"),
+        (_annotation(area="large"), "annotation 51 .* a number as area if any, .*'large'"),
+        (lambda d: d["annotations"].append("x"), "annotation None must have whole numbers"),
+        (lambda d: d["images"][1].update(id=100), "each of its images .* more than once: 100"),
+        (lambda d: d["images"][1].update(id="101"), "each of its images a whole .*: '101'"),
+        (lambda d: d["images"][1].update(width="wide"), "missing or of another kind"),
+        (lambda d: d["images"][1].update(id=1 << 70), "got image_id 101"),
+        (lambda d: d["images"].append({**d["images"][0], "id": 1 << 70}), "of another kind: .*int"),
+        (lambda d: d["images"].append({**d["images"][0], "id": 9, "width": "x"}), "another kind"),
+        (lambda d: d["images"][1].update(file_name="a/1.png"), "lie in .* itself, got a/1.png"),
+        (lambda d: d["categories"][1].update(id=7), "each of its categories .* more than once: 7"),
         (lambda d: d.pop("images"), "missing or of another kind: 'images'"),
         (lambda d: d["annotations"].clear(), "must have an annotation of an object"),
         (lambda d: [a.update(iscrowd=1) for a in d["annotations"]], "got crowds alone"),
-        (lambda d: d["categories"][0].update(name="green"), "same categories.*'blue', 'green'"),
+        (lambda d: d["categories"][0].update(name="green"), "same categories.*'blue'.*'green'"),
     ],
 )
 def test_coco__says_what_an_annotation_must_be(root, edit, how, needed):
@@ -189,6 +211,24 @@ def test_fingerprint__finds_what_is_wrong_before_anything_runs(root, edit):
     edit(root, "train", _annotation(category_id=3))
     with pytest.raises(DataError, match=r"1 unreadable: .*0000\.png"):
         fingerprint("set", {"set": root})
+
+
+def test_fits__reads_small_annotation_files_before_anything_trains(root, edit, small):
+    place = SimpleNamespace(data={"blocks": root}, threads=1, loaders=0, download=False)
+    encoder = Encoder(patch_size=8, width=16, heads=2)
+    parent = Random(data=Data(name="fashion-scenes", image_size=32), encoder=encoder)
+    edit(root, "val", lambda d: d["categories"][0].update(name="green"))
+    assert "must have the same categories" in TRAINER.fits(small, parent, place)
+    edit(root, "val", lambda d: d["categories"][0].update(name="blue"))
+    assert TRAINER.fits(small, parent, place) is None
+    many = replace(small, optim=replace(small.optim, batch_size=6))
+    assert "batch_size=6 for 4 images" in TRAINER.fits(many, parent, place)
+
+
+def test_fits__leaves_large_annotation_files_to_the_stage(root, edit, monkeypatch):
+    monkeypatch.setattr("hpm.data.serving.EARLY_BYTES", 1)
+    edit(root, "val", lambda d: d["categories"][0].update(name="green"))
+    assert require_objects("set", {"set": root}) is None
 
 
 @pytest.mark.parametrize("which", [0, 1])

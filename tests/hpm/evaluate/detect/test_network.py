@@ -13,6 +13,7 @@ from hpm.evaluate.detect.network import Detector, Target
 from hpm.evaluate.detect.pyramid import Pyramid
 from hpm.evaluate.detect.regions import RegionPool, Sampler
 from hpm.evaluate.drop_path import replace_drop_paths
+from hpm.evaluate.training import Training
 from hpm.weights import load_encoder
 
 SIZES = [(32, 32)] * 2
@@ -189,6 +190,16 @@ def _targets(labels=((1,), (2, 1))):
             mask[top:bottom, left:right] = True
         targets.append(Target(boxes, torch.tensor(own, dtype=torch.int64), masks))
     return targets
+
+
+def test_detector__rates_fall_from_its_heads_to_the_stem(detector, small):
+    recipe, encoder = replace(small.optim, layer_decay=0.5), detector.pyramid.encoder
+    groups = Training(detector, encoder, recipe, dict, epoch_steps=1).optimizer.param_groups
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    for part in (detector.heads, detector.proposer, detector.pyramid.outputs):
+        assert {scales[id(p)] for p in part.parameters()} == {1.0}
+    assert {scales[id(p)] for p in encoder.blocks.parameters()} == {0.5}
+    assert scales[id(encoder.patch_embed.proj.weight)] == 0.25
 
 
 def test_detector__has_five_losses_with_gradients(detector):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as runs
 
-from hpm.config import Data
+from hpm.config import Data, Encoder
 from hpm.data.errors import DataError
 from hpm.evaluate.config import Random
 from hpm.evaluate.detect import found as finding
@@ -104,11 +104,14 @@ def test_detect__the_seed_moves_everything(drain, stage, small):
         assert {name for name in mine if mine[name] == theirs[name]} == set()
 
 
-def test_detect__leaves_the_global_generator_alone(drain, stage, small):
+def test_detect__leaves_the_global_generators_alone(drain, stage, small, monkeypatch):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     drain(stage(replace(small, drop_path=0.3)))
     assert torch.random.get_rng_state().equal(before)
+    assert seeded == []
 
 
 @pytest.mark.parametrize("before", [2, UPDATES + 1])
@@ -165,6 +168,14 @@ def test_detect__refuses_the_encoders_set_where_it_says_of_no_objects(small, enc
 def test_detect__refuses_sizes_that_do_not_fit_the_patches(stage, small):
     with pytest.raises(ConfigError, match="image_size must be divisible by 32, four patches"):
         next(stage(replace(small, image_size=48)))
+
+
+@pytest.mark.parametrize(("patch", "size"), [(14, 112), (2, 32)])
+def test_detect__refuses_patches_that_have_no_whole_quarters(patch, size):
+    encoder = Encoder(patch_size=patch, width=16, depth=1, heads=2)
+    with pytest.raises(ConfigError, match=f"must be divisible by 4, .* got {patch}") as caught:
+        Detect(image_size=size).require(encoder)
+    assert [path for path, _ in caught.value.problems] == ["encoder.patch_size"]
 
 
 def test_detect__refuses_a_batch_larger_than_the_split(stage, small):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import ClassVar, Literal, final
 
-from hpm.config import Encoder
+from hpm.config import Encoder, Role
 from hpm.evaluate.recipe import Recipe
 from hpm.rules import at_least_one, require
 
@@ -70,7 +70,7 @@ class Detect:
     """
 
     data: DetectData | None = None
-    role: Literal["student", "teacher"] = "student"
+    role: Role = "student"
     image_size: int = 1024
     min_scale: float = 0.1
     max_scale: float = 2.0
@@ -105,11 +105,22 @@ class Detect:
         )
 
     def require(self, encoder: Encoder) -> None:
-        """See that images are a whole number of times four patches of an encoder.
+        """See that the maps over an encoder's patches have whole pixels in each of their cells.
 
         Raises:
-            ConfigError: they are not.
+            ConfigError: images are no whole number of times four of its patches, or a quarter of a
+                patch is no whole number of pixels.
         """
-        size, unit = self.image_size, 4 * encoder.patch_size
-        sentence = f"must be divisible by {unit}, four patches of the encoder, got {size}."
-        require((size % unit == 0, "image_size", sentence))
+        size, patch = self.image_size, encoder.patch_size
+        require(
+            (
+                size % (4 * patch) == 0,
+                "image_size",
+                f"must be divisible by {4 * patch}, four patches of the encoder, got {size}.",
+            ),
+            (
+                patch % 4 == 0,
+                "encoder.patch_size",
+                f"must be divisible by 4, for the finest map quarters patches, got {patch}.",
+            ),
+        )

@@ -52,7 +52,7 @@ def run(
     Raises:
         DataError: the inputs are no encoder, or the data set is absent, unfit, unreadable or, for
             training, smaller than a batch.
-        ConfigError: `image_size` does not fit the encoder's patches.
+        ConfigError: `image_size` or the detector does not fit the encoder's patches.
         NonFiniteLossError: the loss is not finite.
     """
     assert inputs is not None, "a detector needs an exported encoder"
@@ -62,8 +62,9 @@ def run(
 
 
 def _start(config: Detect, *, seed: int, place: Place, inputs: Path) -> Supervised[JitteredBatch]:
-    trained_on = require_encoder(inputs, config.role, evaluation="detect").data
-    source, queries = open_objects((config.data or trained_on).name, place.data)
+    description = require_encoder(inputs, config.role, evaluation="detect")
+    config.require(description.encoder)
+    source, queries = open_objects((config.data or description.data).name, place.data)
     epoch_steps = steps_per_epoch(len(source), config.optim.batch_size)
     detector = _build(config, inputs, seed=seed, classes=len(source.classes))
     paths = replace_drop_paths(detector)
@@ -101,10 +102,10 @@ def _loss(detector: Detector, paths: list[DropPath]) -> Loss[JitteredBatch]:
 def _build(config: Detect, inputs: Path, *, seed: int, classes: int) -> Detector:
     # torchvision draws initial weights from PyTorch's global generator, which stays as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
-        encoder, description = load_encoder(
+        # Not torch.manual_seed, which would seed the generators of CUDA too.
+        torch.default_generator.manual_seed(seed % 2**63)
+        encoder, _ = load_encoder(
             inputs, role=config.role, image_size=config.image_size, drop_path=config.drop_path
         )
         assert isinstance(encoder, VisionTransformer)
-        config.require(description.encoder)
         return Detector(encoder, config, classes=classes)

@@ -1,13 +1,15 @@
 """Every setting of the evaluation `segment`; the defaults are the official link's ViT-B on ADE20K.
 
-That is mmsegmentation's UPerNet with MAE (`configs/mae`), to which HPM's README points.
+That is mmsegmentation's UPerNet with MAE (`configs/mae`), to which HPM's README points. Ours are
+bfloat16 in the place of float16, and `layers` at quarters of the depth (3, 6, 9 and 12 of ViT-B);
+the link has 4, 6, 8 and 12 (3, 5, 7 and 11, counted from 0), and so have the presets of ViT-B.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from hpm.config import Encoder
+from hpm.config import Encoder, Role
 from hpm.data.maps import Classes
 from hpm.evaluate.recipe import Recipe
 from hpm.rules import Rule, at_least_one, require
@@ -76,11 +78,11 @@ class MapData:
 class Segment:
     """A head on an encoder, which is trained with it or `frozen`.
 
-    `linear` is a norm and a layer on the last block's tokens. `upernet` sees the tokens after the
-    four blocks `layers`, counted from 1 (null: at 1/4, 1/2, 3/4 and the end of the depth), and has
-    `channels` (null: the encoder's width), an `auxiliary` head on the third of them with that
-    weight in the loss, and `dropout` of channels before its last layers. `drop_path` is that of the
-    encoder's last block.
+    `upernet` sees the tokens after the four blocks `layers`, counted from 1 (null: at 1/4, 1/2, 3/4
+    and the end of the depth), and has `channels` (null: the encoder's width), an `auxiliary` head
+    on the third of them with that weight in the loss, and `dropout` of channels before its last
+    layers. `linear`, a norm and a layer on the last block's tokens, takes no notice of these four.
+    `drop_path` is that of the encoder's last block.
 
     Images are brought to a shorter side of `short_side` (null: left as they are) and in training
     scaled once more by a factor from `scale`. A training view is a square of `crop` pixels, drawn
@@ -91,7 +93,7 @@ class Segment:
     """
 
     data: MapData | None = None
-    role: Literal["student", "teacher"] = "student"
+    role: Role = "student"
     frozen: bool = False
     head: Literal["upernet", "linear"] = "upernet"
     layers: tuple[int, ...] | None = None
@@ -124,6 +126,11 @@ class Segment:
             "channels",
             f"must be at least 1 or null, got {channels}.",
         )
+        yield (
+            channels is None or self.head == "upernet",
+            "channels",
+            f"must be null where head is {self.head}, got {channels}.",
+        )
         yield self.auxiliary >= 0, "auxiliary", f"must be 0 or more, got {self.auxiliary:g}."
         yield 0 <= self.dropout < 1, "dropout", f"must be in [0, 1), got {self.dropout:g}."
         yield 0 <= drop < 1, "drop_path", f"must be in [0, 1), got {drop:g}."
@@ -154,7 +161,9 @@ class Segment:
         )
 
     def blocks(self, encoder: Encoder) -> tuple[int, ...]:
-        """After which four blocks of an encoder tokens are taken."""
+        """After which blocks of an encoder tokens are taken: four, or of a linear head the last."""
+        if self.head == "linear":
+            return (encoder.depth,)
         return self.layers or tuple(-(-encoder.depth * part // 4) for part in (1, 2, 3, 4))
 
     def require(self, encoder: Encoder) -> None:

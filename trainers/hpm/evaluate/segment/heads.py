@@ -124,7 +124,7 @@ class Segmenter(nn.Module):
         """Scores of the head, and in training those of an auxiliary one, at its resolution."""
         wanted = sorted({layer - 1 for layer in self.layers})
         found = self.encoder.forward_intermediates(
-            images_BCHW, indices=wanted, intermediates_only=True
+            images_BCHW, indices=wanted, stop_early=True, intermediates_only=True
         )
         by_block = dict(zip(wanted, found, strict=True))
         scores: tuple[Tensor, ...] = self.head([by_block[layer - 1] for layer in self.layers])

@@ -45,8 +45,8 @@ def run(
 ) -> StageRun:
     """Train and validate, as `Supervised.run` says.
 
-    The result holds `miou` and `pixel_accuracy` in percent (0 to 100); its export keeps the pixels
-    of each class.
+    Both compute in `optim.precision`, but for sums and losses. The result holds `miou` and
+    `pixel_accuracy` in percent (0 to 100); its export keeps the pixels of each class.
 
     Raises:
         DataError: what was exported is no encoder or has no such role, or a split is absent,
