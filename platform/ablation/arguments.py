@@ -35,7 +35,7 @@ def make_parser(
         if name == "run":
             _add_running(sub)
         if name == "table":
-            sub.add_argument("--format", choices=("text", "md", "csv"), default="text")
+            sub.add_argument("--format", choices=("text", "md", "csv", "latex"), default="text")
         if name == "verify-resume":
             _add_verifying(sub)
         if name == "why":

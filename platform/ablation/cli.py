@@ -230,13 +230,12 @@ def _tabulated(asked: Plan, standings: Mapping[str, Standing], ledger: Ledger) -
 
 
 def _print_tables(tables: Sequence["Table"], form: str = "text") -> None:
-    from ablation.render import to_markdown, to_text
-    from ablation.spreadsheet import to_csv
+    from ablation.render import to_text, written
 
     if form == "text":
         _print(*(to_text(table, width=Console().width) for table in tables))
     else:
-        print(to_csv(*tables) if form == "csv" else "\n".join(map(to_markdown, tables)), end="")
+        print(written(tables, form), end="")
 
 
 def _print(*shown: RenderableType) -> None:

@@ -14,9 +14,11 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ablation.blocks import Cell, Part, answer_lines, crossed, printed_lines, row_lines
+from ablation.latex import to_latex
+from ablation.spreadsheet import to_csv
 from ablation.table import Table, TableRow
 
-__all__ = ["to_markdown", "to_text"]
+__all__ = ["to_markdown", "to_text", "written"]
 
 
 LABEL_WIDTH = 12
@@ -68,6 +70,13 @@ def to_markdown(table: Table, *, flat: bool = False) -> str:
             parts += [f"### {title}", "\n".join(f"- {_escape(line)}" for line in lines)]
     parts += [_escape(note) for note in table.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def written(tables: Sequence[Table], form: str) -> str:
+    """Tables for a file: `md`, `latex`, or one `csv` of them all."""
+    if form == "csv":
+        return to_csv(*tables)
+    return "\n".join(map({"md": to_markdown, "latex": to_latex}[form], tables))
 
 
 def _fitted(table: Table, rows: Sequence[TableRow], width: int) -> list[Part]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ablation.cells import Begun, Failed, Finished, Standing, Waiting
 from ablation.certificate import Certificate
+from ablation.latex import to_latex
 from ablation.plan import Plan, plan
 from ablation.protocol import Place
 from ablation.render import to_markdown, to_text
@@ -311,6 +312,31 @@ def test_to_csv__full_precision_and_provenance(planned: Planner) -> None:
     assert entry.summary is not None
     assert float(b["sd"]) == entry.summary.sd
     assert [row["kind"] for row in rows][-2:] == ["reference", "reference"]
+
+
+def test_to_latex__has_what_markdown_has(planned: Planner) -> None:
+    found = planned(ROWS)
+    held = verified(found, "b, seed 1")
+    text = to_latex(tabulate(found, standings(found, {**COMPLETE, ("c", 2): Begun(1, 2)}), held))
+    lines = text.splitlines()
+    assert lines[0] == "% toys"
+    assert r"row & n & score/accuracy $\uparrow$ & minus baseline & verdict" in text
+    row = r"b $\checkmark$ & 3 & \textbf{82.98 $\pm$ 0.10} & +0.49 {[}+0.39, +0.59] & better"
+    assert any(line.startswith(row) for line in lines)
+    assert "% Missing: c, seed 2: train 50 %" in lines
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 2
+    grid = to_latex(tabulate(planned(GRID), {}))
+    assert r"score/accuracy $\uparrow$: rate & x & y \\" in grid
+
+
+def test_to_latex__awkward_labels_say_themselves(planned: Planner) -> None:
+    labels = ["50% & more", "a_b^c", "[x]", "*y*", "{z}", "#1 $"]
+    rows = ", ".join(f"{label!r}: {{rate: 0.{i + 1}}}" for i, label in enumerate(labels))
+    text = to_latex(tabulate(planned(f"{HEAD}baseline: a_b^c\nrows: {{{rows}}}\n"), {}))
+    written = [line.partition(" & ")[0] for line in text.splitlines()[5:11]]
+    assert written == [
+        r"50\% \& more", r"a\_b\textasciicircum{}c", "{[}x]", "{*}y{*}", r"\{z\}", r"\#1 \$"
+    ]  # fmt: skip
 
 
 def verified(found: Plan, *titles: str) -> dict[str, Certificate]:
