@@ -28,13 +28,19 @@ _log = logging.getLogger(__name__)
 _LASTING = {"num_cpus": 0, "resources": ON_HEAD, "max_restarts": -1}
 _PROGRESS_EVERY_S = 0.5
 _LISTEN_EVERY_S = 0.25
+_ANSWER_WITHIN_S = 5.0
+_LAST_WORDS = ("finished", "failed", "retried", "interrupted", "busy", "skipped")
+"""After these a process may end, and what it has not sent by then is gone."""
 
 
 class Sender:
-    """Sends a worker's events to the driver, of progress no more than a person can follow."""
+    """Sends a worker's events to the driver, of progress no more than a person can follow.
+
+    Neither training nor its checkpoints wait for an answer, for a queue whose node has just been
+    lost gives none for some time; only a last word is waited for.
+    """
 
     def __init__(self, events: Queue) -> None:
-        self._events = events
         self._actor: Any = events.actor
         self._last = 0.0
 
@@ -44,10 +50,10 @@ class Sender:
             if (now := time.monotonic()) - self._last < _PROGRESS_EVERY_S:
                 return
             self._last = now
-            self._actor.put_nowait.remote(event)  # training waits for no answer
-            return
-        with suppress(RayError):  # the queue is lost, and comes back empty
-            self._events.put(event)
+        sent = self._actor.put_nowait.remote(event)
+        if event.kind in _LAST_WORDS:
+            with suppress(RayError):  # the queue is lost, and comes back empty
+                ray.get(sent, timeout=_ANSWER_WITHIN_S)
 
 
 @contextmanager
