@@ -273,7 +273,7 @@ def _missing(row: TableRow) -> Iterator[str]:
 def _notes(rows: Sequence[TableRow], answers: Sequence[Answer]) -> tuple[str, ...]:
     """What a reader must know to read the differences."""
     entries = [entry for row in rows for entry in row.entries.values()]
-    found = [compared.difference for compared in (*entries, *answers)]
+    found = *(entry.difference for entry in entries), *(answer.difference for answer in answers)
     differences = [difference for difference in found if difference is not None]
     notes = []
     if any(difference.low is not None for difference in differences):
