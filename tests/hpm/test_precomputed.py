@@ -44,7 +44,7 @@ def test_precomputed__averages_the_cells_of_a_patch(kept: Pretrain, teachers: Pl
     origin = Origin(torch.tensor([5]), torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]]))
     read = target.values(Seen(torch.zeros(1, 3, 16, 16), None, origin))
     image = open_source("tiny", "train", teachers.data).image(5).resize((192, 192), 3)
-    direct = target.values(Seen(normalize(np.asarray(image)[None])))
+    direct = target.values(Seen(normalize(np.array(image)[None])))
     torch.testing.assert_close(read, direct, rtol=2e-3, atol=2e-3)
 
 
