@@ -173,7 +173,7 @@ def test_problems__of_all_files_are_told_at_once(lab, refused):
         ("name: all\ninclude: [all.yaml]",
          "all.yaml:2: include must not lead back to where it began, got 'all.yaml'."),
         ("name: all\ninclude: [studies]", "studies:1: must be a file, got a folder."),
-        ('name: all\ninclude: ["a\\0b"]', "all.yaml:2: include must name files that are there"),
+        ('name: all\ninclude: ["a\\0b"]', "all.yaml:2: include must be a list of at least one"),
         (f"name: all\ninclude: [{'a' * 300}]",
          "all.yaml:2: include must name files that are there"),
         ("name: all\ninclude: [loop.yaml]", "all.yaml:2: include must name files that are there"),

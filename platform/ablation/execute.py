@@ -68,8 +68,8 @@ def execute(
     A stage that has ended is not run again, and one that another process holds is left to it. An
     exception of the trainer ends an attempt; `retries` says whether another follows. Those of the
     storage, once `terms.patience_s` is over, and of the observer pass. The lead alone is asked,
-    once at the start and after each step: a new notice is answered by a commit, a stop by a commit
-    and an end.
+    once at the start, after each step, and while a trainer prepares its first one: a new notice is
+    answered by a commit, a stop by a commit and an end.
 
     Raises GroupOverError in the lead of a group that must end with this stage.
     """

@@ -129,7 +129,7 @@ def _resolved(path: Path) -> str:
     """The one name of a file; empty where none can be reached by this one."""
     try:
         return realpath(path, strict=True)
-    except (OSError, ValueError):
+    except OSError:
         return ""
 
 

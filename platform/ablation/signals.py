@@ -8,7 +8,7 @@ __all__ = ["Signals"]
 
 @dataclass(slots=True, kw_only=True)
 class Signals:
-    """What is asked of a running stage; each question is put once after every step.
+    """What is asked of a running stage; each question is put after every step.
 
     `notice` is what is known of this machine's coming end, empty while nothing is. The trainer
     hears of a stop through `stopped`: once steps are done, never before it was looked at here.

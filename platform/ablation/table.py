@@ -135,6 +135,8 @@ def tabulate(
     study, rows = plan.study, tuple(_rows(plan, standings, certificates))
     ours = {row.label: row for row in rows if not row.reference}
     answers = tuple(_answer(question, ours, study.metrics) for question in study.questions)
+    # Not every method measures all that training may: plain MAE predicts no loss.
+    needed = [m for m in study.metrics if m == study.metric or not m.startswith(f"{study.train}/")]
     return Table(
         name=study.name,
         question=study.question,
@@ -148,7 +150,7 @@ def tabulate(
             Printed(label=label, published=numbers) for label, numbers in study.printed.items()
         ),
         answers=answers,
-        missing=tuple(line for row in rows for line in _missing(row)),
+        missing=tuple(line for row in rows for line in _missing(row, needed)),
         notes=(
             *credits_of({**study.published, **study.printed}, study.questions),
             *unpublished([row.label for row in study.rows], study.published),
@@ -240,8 +242,6 @@ def _result(metric: str, cell: Cell, standings: Mapping[str, Standing]) -> Resul
 def _read(stage: PlannedStage, key: str, standing: Standing) -> tuple[float | None, str]:
     """A stage's metric, or in words why there is none."""
     match standing:
-        case Finished(metrics) if key not in metrics and stage.kind == "train":
-            return None, ""  # not every method has what it names: plain MAE predicts no loss
         case Finished(metrics) if key not in metrics:
             return None, f"{stage.name} finished without {key}"
         case Finished(metrics) if not isfinite(metrics[key]):
@@ -257,13 +257,13 @@ def _read(stage: PlannedStage, key: str, standing: Standing) -> tuple[float | No
     assert_never(standing)
 
 
-def _missing(row: TableRow) -> Iterator[str]:
-    """What keeps a row from being complete, each reason of a seed once."""
+def _missing(row: TableRow, metrics: Sequence[str]) -> Iterator[str]:
+    """What keeps a row from being complete in these metrics, each reason of a seed once."""
     prefix = "reference " if row.reference else ""
     reasons = (
         (result.seed, result.missing)
-        for entry in row.entries.values()
-        for result in entry.results
+        for metric in metrics
+        for result in row.entries[metric].results
         if result.missing
     )
     for seed, reason in dict.fromkeys(sorted(reasons, key=lambda pair: pair[0])):

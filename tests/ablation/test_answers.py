@@ -228,6 +228,7 @@ def test_table__shows_a_metric_of_training_that_a_claim_is_about(tmp_path: Path)
     assert names == ["score/accuracy", "probe/accuracy", "train/loss"]
     assert [row.entries["train/loss"].n for row in table.rows] == [3, 2, 3]
     assert table.missing == (), "a method may have no such number"
+    assert table.answers[1].words == "undecided (missing: b, seed 0: train finished without loss)"
 
 
 PRINTED = """\

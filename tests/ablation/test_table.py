@@ -185,7 +185,10 @@ def test_tabulate__nothing_yet(planned: Planner) -> None:
     table = tabulate(found, {})
     assert len(table.missing) == 12
     assert all(row.entries["score/accuracy"].n == 0 for row in table.rows)
-    assert table.notes == ("Published: Table 1 (second-hand).",)
+    assert table.notes == (
+        "Published: Table 1 (second-hand).",
+        "No published reference: a, c.",
+    )
     assert "| a | 0 of 3 | — |" in to_markdown(table)
 
 
@@ -333,7 +336,7 @@ def test_to_latex__awkward_labels_say_themselves(planned: Planner) -> None:
     labels = ["50% & more", "a_b^c", "[x]", "*y*", "{z}", "#1 $"]
     rows = ", ".join(f"{label!r}: {{rate: 0.{i + 1}}}" for i, label in enumerate(labels))
     text = to_latex(tabulate(planned(f"{HEAD}baseline: a_b^c\nrows: {{{rows}}}\n"), {}))
-    written = [line.partition(" & ")[0] for line in text.splitlines()[5:11]]
+    written = [line.partition(" & ")[0] for line in text.splitlines()[6:12]]
     assert written == [
         r"50\% \& more", r"a\_b\textasciicircum{}c", "{[}x]", "{*}y{*}", r"\{z\}", r"\#1 \$"
     ]  # fmt: skip

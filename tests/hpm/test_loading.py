@@ -9,11 +9,13 @@ from PIL import Image
 
 from hpm.config import Data
 from hpm.data.errors import DataError
-from hpm.data.loading import evaluation_batches, training_batches
+from hpm.data.loading import EvaluationViews, training_batches
 from hpm.data.sampling import (
+    Key,
     Shares,
     epoch_order,
     evaluation_keys,
+    load,
 )
 from hpm.data.serving import steps_per_epoch
 from hpm.data.source import open_source
@@ -187,14 +189,15 @@ def test_training__names_an_image_that_turns_out_unreadable(loaders):
 
 @pytest.mark.parametrize("loaders", [0, 1, 4])
 def test_evaluation__shows_every_image_once_in_order(loaders):
-    batches = list(evaluation_batches(Toy(), 8, batch_size=16, loaders=loaders))
+    views = EvaluationViews(Toy(), 8)
+    batches = list(load(views, evaluation_keys(50, batch_size=16), loaders=loaders))
     assert [len(batch.labels) for batch in batches] == [16, 16, 16, 2]
     images, labels, indices, noise, _ = _joined(batches)
     assert indices.tolist() == list(range(50))
     assert labels.tolist() == [index % 2 for index in range(50)]
     assert images.shape == (50, 3, 8, 8)
     assert noise.shape == (50, 0)
-    assert torch.equal(images, next(evaluation_batches(Toy(), 8, batch_size=50)).images)
+    assert torch.equal(images, views(Key(0, 0, np.arange(50))).images)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
@@ -207,7 +210,7 @@ def test_evaluation__deals_whole_batches_to_the_ranks(world):
 
 def test_fashion_scenes__load_without_change_in_native_size():
     source = open_source("fashion-scenes", "val", {})
-    batch = next(evaluation_batches(source, 32, batch_size=4))
+    batch = EvaluationViews(source, 32)(Key(0, 0, np.arange(4)))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (batch.images.permute(0, 2, 3, 1) * std + mean) * 255
     expected = torch.tensor(np.stack([np.asarray(source.image(index)) for index in range(4)]))

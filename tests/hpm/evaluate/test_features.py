@@ -1,11 +1,13 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from hpm.config import Data
 from hpm.data.errors import DataError
-from hpm.data.loading import evaluation_batches
+from hpm.data.loading import EvaluationViews
+from hpm.data.sampling import Key
 from hpm.data.source import open_source
 from hpm.evaluate.config import EvalData
 from hpm.evaluate.features import BATCH, Features, export_pixels, load_frozen
@@ -23,7 +25,7 @@ def extract(export, place, split="train", pool="cls"):
 
 def first_images(place, count):
     source = open_source("colours", "train", place.data)
-    return next(evaluation_batches(source, 16, batch_size=count)).images
+    return EvaluationViews(source, 16)(Key(0, 0, np.arange(count))).images
 
 
 def test_features__cls_and_mean_are_the_normalised_tokens(encoder, place):

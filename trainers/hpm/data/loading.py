@@ -19,7 +19,6 @@ from hpm.data.sampling import (
     Indices,
     Key,
     Shares,
-    evaluation_keys,
     load,
     training_keys,
 )
@@ -28,7 +27,7 @@ from hpm.data.source import Source
 from hpm.data.views import Pixels, crop_view, draw_crop, evaluation_view, normalize
 from hpm.randomness import Purpose, generator
 
-__all__ = ["Batch", "Draw", "EvaluationViews", "View", "evaluation_batches", "training_batches"]
+__all__ = ["Batch", "Draw", "EvaluationViews", "View", "training_batches"]
 
 
 View: TypeAlias = tuple[Pixels, NDArray[np.floating[Any]]]
@@ -79,18 +78,6 @@ def training_batches(
     steps_per_epoch(len(source), shares.batch_size)
     keys = training_keys(len(source), steps, seed=seed, shares=shares)
     return load(_TrainingViews(source, data, seed, draw), keys, loaders=loaders)
-
-
-def evaluation_batches(
-    source: Source, image_size: int, *, batch_size: int, loaders: int = 0
-) -> Iterator[Batch]:
-    """Every image once, in index order, in the evaluation view, without noise.
-
-    Raises:
-        DataError: (while iterating) an image is unreadable.
-    """
-    keys = evaluation_keys(len(source), batch_size=batch_size)
-    return load(EvaluationViews(source, image_size), keys, loaders=loaders)
 
 
 @dataclass(frozen=True, slots=True)
