@@ -102,6 +102,18 @@ def test_storage__a_name_is_one_trainers(command, lab, capsys):
     assert files(lab) == before
 
 
+def test_storage__names_of_all_studies_are_looked_at_before_one_runs(lab, capsys):
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    (lab / "more.yaml").write_text(STUDY.replace("toys", "more").replace("0.3", "0.4"))
+    (lab / "twins.yaml").write_text(STUDY.replace("trainer: toy", "trainer: twin"))
+    (lab / "all.yaml").write_text("name: all\ninclude: [more.yaml, twins.yaml]\n")
+    before = files(lab)
+    capsys.readouterr()
+    assert main(["run", "all.yaml", "--inline"]) == 2
+    assert "twins.yaml:1: name must not be that of another trainer's" in capsys.readouterr().err
+    assert files(lab) == before
+
+
 def test_storage__a_study_may_be_edited_under_its_name(lab):
     assert main(["run", "toys.yaml", "--inline"]) == 0
     study = lab / "toys.yaml"

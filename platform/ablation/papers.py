@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 __all__ = [
     "Claim",
@@ -21,6 +22,8 @@ __all__ = [
 
 Status: TypeAlias = Literal["author", "second-hand"]
 """Whether something was read in an author's own source."""
+Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number"})]
+"""As it was printed: 81.40 keeps its zero."""
 
 
 class Part(BaseModel):
@@ -32,7 +35,7 @@ class Part(BaseModel):
 class Published(Part):
     """A number that somebody printed: where, and whether it was read in an author's own source."""
 
-    value: float
+    value: Number
     source: str = ""
     status: Status | None = None
     note: str = ""
@@ -59,9 +62,9 @@ def _form(value: Any) -> str:
 
 
 Numbers: TypeAlias = Annotated[
-    Annotated[float, Tag("number")]
+    Annotated[Number, Tag("number")]
     | Annotated[Published, Tag("published")]
-    | Annotated[dict[str, float | Published], Field(min_length=1), Tag("metrics")],
+    | Annotated[dict[str, Number | Published], Field(min_length=1), Tag("metrics")],
     Discriminator(_form),
 ]
 """A row's numbers: one of the study's metric, or several by metric (`stage/metric`)."""

@@ -48,5 +48,5 @@ def show(value: Any) -> str:
     """A value of a file as its author would recognise it, cut where it is long."""
     if value is None:
         return "nothing"
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,13 +3,14 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import TypeAlias
 
 from ablation.table import Entry, Metric, Printed, Table, TableRow
 
 __all__ = ["to_csv"]
 
-Value: TypeAlias = str | float | None
+Value: TypeAlias = str | float | Decimal | None
 Column: TypeAlias = tuple[str, str]
 """What a column is about (nothing, an axis or a seed), and its title."""
 

@@ -5,6 +5,7 @@ the text that an editor shows.
 """
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
@@ -161,7 +162,10 @@ def parse(document: Document) -> tuple[StudyFile, list[Problem]]:
 
 
 def _as_written(document: Document) -> dict[str, Any]:
-    """Names keep the words that they were written in: `baseline: 0.50` is the row `0.50`."""
+    """Names keep the words that they were written in: `baseline: 0.50` is the row `0.50`.
+
+    Numbers of papers keep their digits.
+    """
     content = {key: value for key, value in document.content.items() if value is not None}
     for name in NAMES:
         if name in content:
@@ -169,6 +173,9 @@ def _as_written(document: Document) -> dict[str, Any]:
     for key in ("layout", "claims"):
         if key in content:
             content[key] = _words(document, content[key], (key,))
+    for key in ("published", "printed"):
+        if key in content:
+            content[key] = _digits(document, content[key], (key,))
     return content
 
 
@@ -176,6 +183,17 @@ def _words(document: Document, value: Any, trail: Trail) -> Any:
     if isinstance(value, dict):
         return {name: _words(document, inner, (*trail, name)) for name, inner in value.items()}
     return None if value is None else document.words.get(trail, value)
+
+
+def _digits(document: Document, value: Any, trail: Trail) -> Any:
+    match value:
+        case dict():
+            return {name: _digits(document, inner, (*trail, name)) for name, inner in value.items()}
+        case float():
+            return Decimal(document.words[trail])
+        case int() if not isinstance(value, bool):
+            return Decimal(value)
+    return value
 
 
 def _trail(document: Document, location: Trail) -> Trail:

@@ -236,7 +236,7 @@ published:
   b: {score/accuracy: {value: 82.5, source: Table 1, status: second-hand}, probe/accuracy: 40.5}
   c: {value: 81, source: Table 2, status: author, note: other seeds}
 printed:
-  theirs: {value: 85.25, source: Table 1, status: second-hand}
+  theirs: {value: 85.20, source: Table 1, status: second-hand}
   others: {probe/accuracy: {value: 41, note: read off a plot}}
 """
 
@@ -266,19 +266,19 @@ def test_table__rows_that_are_only_published_have_nothing_of_ours(
     assert section == [
         "| row | score/accuracy ↑ | probe/accuracy ↑ |",
         "| --- | --- | --- |",
-        "| theirs | 85.25 second-hand | — |",
-        "| others | — | 41.0 |",
+        "| theirs | 85.20 second-hand | — |",
+        "| others | — | 41 |",
     ]
     text = shown(table)
     assert "Published only" in text
-    assert "85.25" in text
+    assert "85.20" in text
     assert [row.label for row in table.printed] == ["theirs", "others"]
     lines = [
         row for row in csv.DictReader(io.StringIO(to_csv(table))) if row["kind"] == "published"
     ]
     assert [(row["row"], row["metric"], row["published"]) for row in lines] == [
-        ("theirs", "score/accuracy", "85.25"),
-        ("others", "probe/accuracy", "41.0"),
+        ("theirs", "score/accuracy", "85.20"),
+        ("others", "probe/accuracy", "41"),
     ]
     for row in lines:
         assert row["n"] == row["mean"] == row["verdict"] == row["seed 0"] == ""
@@ -291,4 +291,4 @@ def test_table__a_grid_shows_the_numbers_of_every_metric(tmp_path: Path) -> None
         lines = text[text.index("probe/accuracy ↑: rate") :].splitlines()
         assert any("low" in line and "7.00" in line for line in lines[1:4])
     study += "published: {low / y: {probe/accuracy: {value: 7, status: second-hand}}}\n"
-    assert "(published 7.0, second-hand)" in shown(table_of(study, tmp_path, {}))
+    assert "(published 7, second-hand)" in shown(table_of(study, tmp_path, {}))

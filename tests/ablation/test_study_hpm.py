@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ablation.problems import StudyError
-from ablation.protocol import Trainer
+from ablation.protocol import Place, Trainer
 from ablation.schema import json_schema
 from ablation.study import load_study
 from ablation.trainers import load_trainer
@@ -76,3 +76,18 @@ def test_load__the_methods_own_rules_are_told_at_their_line(tmp_path: Path) -> N
         "x.yaml:12: mask.hard_share must be 0 without a loss predictor "
         "(predictor.objective: none), got 1.0.",
     ]
+
+
+def test_load__a_teacher_that_does_not_fit_is_told_where_it_is_named(tmp_path: Path) -> None:
+    file, weights = tmp_path / "x.yaml", tmp_path / "weights.pth"
+    weights.write_bytes(b"none")
+    row = "\n  features:\n    target.kind: teacher\n    target.teacher: vit_tiny_patch16_224\nset:"
+    file.write_text(STUDY.replace("PRESET", "vit_pico_32px").replace("\nset:", row))
+    with pytest.raises(StudyError) as caught:
+        load_study(file, place=Place(data={"vit_tiny_patch16_224": weights}))
+    (problem,) = caught.value.problems
+    assert problem.line == 15
+    assert problem.sentence == (
+        f"features: {weights} must hold the weights of vit_tiny_patch16_224, for images of 128 "
+        "pixels: it is no checkpoint of tensors and plain values alone."
+    )

@@ -108,6 +108,10 @@ def test_load__one_wrong_key(problem: Problem, key: str, line: str, expected: st
          "9: a label in published must be a row, got 'c'. Choose from: a, b."),
         ("published:\n  a:\n    value: 1\n    stat: author",
          "12: 'stat' is no key of published. Did you mean 'status'?"),
+        ("published: {a: {value: 1, source: 2.50}}",
+         "9: published must be row labels, each with a number or {value, source, status: author or "
+         "second-hand, note}, or with these by metric, got \"2.50\"."),
+        ("published: {a: true}", "9: published must be row labels, each with a number or"),
         ("published: {a: high}", "9: published must be row labels, each with a number or"),
         ("published: {a: {taste/scor: 1}}", "9: published must be of metrics that the table shows, "
          "got 'taste/scor'. Did you mean 'taste/score'?"),

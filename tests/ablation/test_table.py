@@ -263,12 +263,12 @@ def test_renderers__grids(planned: Planner) -> None:
     markdown = to_markdown(table)
     assert "| score/accuracy ↑: rate | x | y |" in markdown
     assert "| low | 1.10 ± 0.10 | 1.50 (1 of 3) |" in markdown
-    assert "| high | — (0 of 3) | **2.10 ± 0.10** (published 80.0) |" in markdown
+    assert "| high | — (0 of 3) | **2.10 ± 0.10** (published 80) |" in markdown
     assert "| probe/accuracy ↑: rate | x | y |" in markdown
     assert "| high / y | +1.00 \\[" in markdown
     assert "| low / x | 3 |" in to_markdown(table, flat=True)
     assert "low / x" in text_of(table, flat=True)
-    assert "published 80.0" in text_of(table)
+    assert "published 80" in text_of(table)
     (first, *_) = csv.DictReader(io.StringIO(to_csv(table)))
     assert (first["rate"], first["mask"], first["row"]) == ("low", "x", "low / x")
 
@@ -379,7 +379,7 @@ def test_renderers__tick_a_cell_of_a_grid(planned: Planner) -> None:
     table = tabulate(found, standings(found, numbers), held)
     markdown = to_markdown(table)
     assert "| low | 1.10 ± 0.10 ✓ |" in markdown
-    assert "(published 80.0) ✓ |" in markdown
+    assert "(published 80) ✓ |" in markdown
     assert "low / x ✓" in text_of(table, flat=True)
 
 

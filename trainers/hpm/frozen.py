@@ -220,6 +220,9 @@ def _width(config: Pretrain, model: Any, layer: int, *, image_size: int, cells: 
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error.__cause__, UnpicklingError):
+        # timm's own words advise to execute what the file holds.
+        return "it is no checkpoint of tensors and plain values alone"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
