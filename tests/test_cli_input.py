@@ -401,6 +401,28 @@ def test_run__tries_again_what_failed_in_another_run_only(lab, monkeypatch):
         assert len(stage.attempts()) == count
 
 
+def test_run__of_a_supervisor_tries_nothing_again_under_its_next_driver(lab, monkeypatch):
+    """Whose name is its own, where workers may outlive it."""
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.3, fail_at: 2}")
+    stage = Ledger.open("results").stage(planned().cells[1].stages[0].digest)
+    for run, count in (("one.a", 2), ("one.b", 2), ("two.c", 4)):
+        monkeypatch.setattr("ablation.cli.run_name", lambda *, inline, run=run: run)
+        assert main(["run", "toys.yaml", "--inline"]) == 1
+        assert len(stage.attempts()) == count
+
+
+def test_run__that_lost_cells_may_be_begun_again(lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    with monkeypatch.context() as patch:
+        lose = {planned().cells[0].stages[0].digest: "its disk is away"}
+        patch.setattr("ablation.executors.inline.run_inline", lambda cells, **_: lose)
+        assert main(["run", "toys.yaml", "--inline"]) == 75
+    told = "slow, seed 0: lost (its disk is away). Run the same command again."
+    assert told in capsys.readouterr().err
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+
+
 ADDRESSES = [
     ("STORAGE", "s3://AKIA:abc/SECRET@bucket/x", "s3://bucket/x"),
     ("STORAGE", "s3://[a/SECRET@x", "s3://x"),

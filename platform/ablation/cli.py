@@ -150,7 +150,8 @@ def _finish_one(run: "Run") -> int:
     _print_tables([_tabulated(run.plan, standings, ledger)])
     for title, reason in lost.items():
         _say(f"{title}: lost ({reason}). Run the same command again.")
-    return int(not all(isinstance(standing, Finished) for standing in standings.values()))
+    complete = all(isinstance(standing, Finished) for standing in standings.values())
+    return os.EX_TEMPFAIL if lost else int(not complete)
 
 
 def _status(options: argparse.Namespace) -> int:

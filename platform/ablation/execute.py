@@ -24,7 +24,7 @@ from ablation.manifest import DamageError
 from ablation.process import sweep
 from ablation.protocol import Place, Trainer
 from ablation.provenance import now_ms, provenance
-from ablation.retries import enough, pause_s
+from ablation.retries import enough, pause_s, run_of
 from ablation.saving import filled_scratch
 from ablation.signals import Signals
 from ablation.stage_folder import StageFolder
@@ -149,7 +149,11 @@ class _Work:
         if self.signals.should_stop():
             return "stopped"
         held = acquire(
-            folder.storage, folder.at("lease"), run=self.terms.driver, now_ms=self.now_ms
+            folder.storage,
+            folder.at("lease"),
+            run=self.terms.driver,
+            now_ms=self.now_ms,
+            hear=self.signals.notice,
         )
         if isinstance(held, Claim):
             self.tell("busy", f"another process is at it ({held.process.pid})")
@@ -171,9 +175,9 @@ class _Work:
         if (outcome := folder.outcome()) is not None:  # since it was looked at
             return outcome
         folder.bury(lease.dead, raised=self.group.raised)
-        mine = [attempt for attempt in folder.attempts() if attempt.run == self.terms.run]
+        mine = [a for a in folder.attempts() if run_of(a.run) == run_of(self.terms.run)]
         self._wait(pause_s(mine))
-        if not mine:
+        if not mine or (mine[-1].ended == "lost" and mine[-1].run != self.terms.run):
             return None
         terms, last = self.terms, mine[-1]
         reason = enough(mine, max_failures=terms.max_failures, patience_s=terms.patience_s)

@@ -20,8 +20,9 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
-from ablation.claims import Claim, claims_at, clear, names_at, put, there
-from ablation.process import Process, this_process
+from ablation.claims import Claim, clear, names_at, put, there
+from ablation.process import this_process
+from ablation.sightings import Sightings
 from ablation.storage import Storage, StorageError
 
 __all__ = ["BEAT_S", "EXPIRY_S", "Claim", "Lease", "LostLeaseError", "acquire"]
@@ -30,6 +31,7 @@ BEAT_S = 5.0
 EXPIRY_S = 30.0
 """Six beats: a slow storage, or a pause of the machine, costs no lease."""
 
+_HEAR_S = 1.0
 _LOOK_S = 1.0
 _TELL_WITHIN_S = 2.0
 _RELEASE_WITHIN_S = 2.0
@@ -59,9 +61,13 @@ class Lease:
     now_ms: Callable[[], int]
     beat_s: float = BEAT_S
     expiry_s: float = EXPIRY_S
+    hear: Callable[[], str] = str
+    """What is known of this process's coming end: a step, or what comes before the first, may take
+    longer than is left."""
     _changed: threading.Condition = field(default_factory=threading.Condition)
     """Held for an instant, never while the storage is asked."""
     _urgent: bool = False
+    _heard: str = ""
     _told: str = ""
     """The notice that the storage has."""
     _over: bool = False
@@ -90,7 +96,7 @@ class Lease:
     def warn(self, notice: str) -> None:
         """Tell now that an end was announced; a slow storage is waited for, for two seconds."""
         with self._changed:
-            self.claim, self._urgent = replace(self.claim, notice=notice), True
+            self.claim, self._heard, self._urgent = replace(self.claim, notice=notice), notice, True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._told == notice or self.lost, _TELL_WITHIN_S)
 
@@ -143,10 +149,24 @@ class Lease:
 
     def _wait(self) -> bool:
         """Until the next beat is due; False where there is to be none."""
+        end = time.monotonic() + self.beat_s
         with self._changed:
-            self._changed.wait_for(lambda: self._over or self._urgent or self.lost, self.beat_s)
+            while (left_s := end - time.monotonic()) > 0 and not self._hears():
+                woken = self._changed.wait_for(
+                    lambda: self._over or self._urgent or self.lost, min(left_s, _HEAR_S)
+                )
+                if woken:
+                    break
             self._urgent = False
             return not (self._over or self.lost)
+
+    def _hears(self) -> bool:
+        """Whether there is news of this process's end, which the next beat is to tell."""
+        if (notice := self.hear()) in ("", self._heard):
+            return False
+        self._heard = notice
+        self.claim = replace(self.claim, notice=notice)
+        return True
 
     def _look(self, storage: Storage) -> None:
         if not self.lost:
@@ -191,6 +211,7 @@ def acquire(
     *,
     run: str,
     now_ms: Callable[[], int],
+    hear: Callable[[], str] = str,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     beat_s: float | None = None,
@@ -203,7 +224,7 @@ def acquire(
     """
     beat_s = BEAT_S if beat_s is None else beat_s
     expiry_s = EXPIRY_S if expiry_s is None else expiry_s
-    watch = _Watch(run=run, me=this_process(), expiry_s=expiry_s, clock=clock)
+    watch = Sightings(run=run, me=this_process(), most_s=BEAT_S, expiry_s=expiry_s, clock=clock)
     while True:
         claims = watch.look(storage, path)
         if living := next(filter(watch.alive, claims.values()), None):
@@ -216,49 +237,10 @@ def acquire(
         mine = Claim(name=name, process=watch.me, run=run, now_ms=now_ms())
         if _stake(storage, path, mine, claims):
             dead = tuple(sorted(claims.values(), key=lambda claim: claim.name))
-            lease = Lease(storage, path, mine, dead, now_ms, beat_s, expiry_s).start()
+            lease = Lease(storage, path, mine, dead, now_ms, beat_s, expiry_s, hear).start()
             _clear(storage, path, claims)
             return lease
         sleep(_uniform(0.1, 1.0))
-
-
-@dataclass(slots=True, kw_only=True)
-class _Watch:
-    """What one process sees of others' claims."""
-
-    run: str
-    me: Process
-    expiry_s: float
-    clock: Callable[[], float]
-    asked: float = 0.0
-    """When the last look began."""
-    before: frozenset[str] | None = None
-    """Claims of the same run at the first look; later ones are successors of this process."""
-    seen: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Beat of a claim when it was first seen, and the end of that look."""
-
-    def look(self, storage: Storage, path: str) -> dict[str, Claim]:
-        self.asked = self.clock()
-        claims = claims_at(storage, path)
-        answered = self.clock()
-        for name, claim in claims.items():
-            self.seen.setdefault(name, (claim.beat, answered))
-        if self.before is None:
-            self.before = frozenset(n for n, claim in claims.items() if claim.run == self.run)
-        return claims
-
-    def alive(self, claim: Claim) -> bool:
-        """Whether its beat has gone on, and it is at work."""
-        return claim.beat != self.seen[claim.name][0] and not self._ended(claim)
-
-    def dead(self, claim: Claim) -> bool:
-        """Whether its process cannot be at work."""
-        # From the end of one look to the beginning of another: a slow storage makes nobody older.
-        return self._ended(claim) or self.asked - self.seen[claim.name][1] >= self.expiry_s
-
-    def _ended(self, claim: Claim) -> bool:
-        before = self.before or ()
-        return claim.over or claim.name in before or bool(claim.process.gone(self.me))
 
 
 def _stake(storage: Storage, path: str, mine: Claim, dead: Collection[str]) -> bool:

@@ -8,7 +8,8 @@
 | failed as something it needs is away | after 2 s, then 4 s, up to a minute, for `patience_s` |
 | failed for memory, or finally | never: another try would end the same way |
 
-Only attempts of the present run count, so that whoever runs a failed study again gets a new try.
+Only attempts of the present run count, so that whoever runs a failed study again gets a new try;
+and of losses those under the present driver, for others' workers may have died with it.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,17 @@ from itertools import takewhile
 
 from ablation.attempts import Attempt, Cause
 
-__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s", "said"]
+__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s", "run_of", "said"]
 
 MAX_LOSSES_IN_PLACE = 5
 """So many losses in a row without a step of progress are the stage's own doing: it crashes."""
 
 _LONGEST_PAUSE_S = 60.0
-_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def cause_of(error: BaseException) -> Cause:
@@ -30,10 +35,10 @@ def cause_of(error: BaseException) -> Cause:
 
     An exception is final where its class says `retry = False`, and of something that may come back
     where it says `away = True`; too little memory is known by the names that Python and torch give
-    it, and by what torch says of it on a CPU, where it has no name.
+    it, and where it has no name by what torch says of it.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"} or _NO_MEMORY in str(error):
+    if names & {"MemoryError", "OutOfMemoryError"} or any(s in str(error) for s in _NO_MEMORY):
         return "memory"
     if getattr(error, "away", False):
         return "away"
@@ -45,15 +50,20 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def run_of(name: str) -> str:
+    """The run that a driver's name begins with."""
+    return name.partition(".")[0]
+
+
 def enough(
     attempts: Sequence[Attempt], *, max_failures: int, patience_s: float = 0.0
 ) -> str | None:
     """Why a stage is not tried again after these attempts, the last of them ended; else None."""
     last = attempts[-1]
-    mine = [attempt for attempt in attempts if attempt.run == last.run]
+    mine = [attempt for attempt in attempts if run_of(attempt.run) == run_of(last.run)]
     match last.ended:
         case "lost":
-            return _crashing(mine)
+            return _crashing([attempt for attempt in mine if attempt.run == last.run])
         case "failed":
             return _failing(mine, max_failures, patience_s)
     return None
@@ -100,8 +110,10 @@ def _away(attempts: Sequence[Attempt]) -> int:
     if not attempts:
         return 0
     last = attempts[-1]
-    place = (last.run, last.step, "failed", "away")
-    row = takewhile(lambda a: (a.run, a.step, a.ended, a.cause) == place, reversed(attempts))
+    place = (run_of(last.run), last.step, "failed", "away")
+    row = takewhile(
+        lambda a: (run_of(a.run), a.step, a.ended, a.cause) == place, reversed(attempts)
+    )
     return len([*row])
 
 

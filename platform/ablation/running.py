@@ -26,6 +26,7 @@ from ablation.profile import Profile
 from ablation.protocol import Trainer
 from ablation.provenance import now_ms
 from ablation.render import to_markdown
+from ablation.retries import run_of
 from ablation.spreadsheet import to_csv
 from ablation.storage import LostStorageError
 from ablation.submitted import keep
@@ -122,7 +123,7 @@ class Run:
         plan, ledger = self.plan, self._patient
         failed = (digest for digest, standing in before.items() if isinstance(standing, Failed))
         for digest, tries in ledger.tries(failed).items():
-            if not tries or tries[-1].run != self.run:
+            if not tries or run_of(tries[-1].run) != run_of(self.run):
                 ledger.clear_failure(digest)
         self._say_workers(before)
         data = {name: str(at) for name, at in self.profile.place.data.items()}

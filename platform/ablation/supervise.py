@@ -16,7 +16,8 @@ FAILED = 3
 where it has lost its head node."""
 
 RUN = "ABLATION_RUN"
-"""The variable that names one run to all drivers of a supervisor, so that losses of each count."""
+"""The variable that names one run to all drivers of a supervisor, so that what failed under each
+counts."""
 
 _WRONG_INPUT = 2
 """Where a driver was lost before, the input was right, and its cluster is not back yet."""
@@ -30,12 +31,13 @@ _STEADY_S = 300.0
 
 
 def run_name(*, inline: bool) -> str:
-    """The supervisor's name for a run whose drivers do the work themselves, else a new one.
+    """A name as `retries.run_of` reads it: the supervisor's, and behind a dot the driver's own.
 
-    Elsewhere the death of a driver is no fault of a stage's.
+    Drivers that do the work themselves have none of their own, for there the death of a driver is
+    a stage's doing.
     """
-    given = os.environ.get(RUN, "") if inline else ""
-    return given or secrets.token_hex(4)
+    run = os.environ.get(RUN) or secrets.token_hex(4)
+    return run if inline else f"{run}.{secrets.token_hex(4)}"
 
 
 def supervise(

@@ -12,7 +12,8 @@ __all__ = ["Terms"]
 class Terms:
     """None of it changes a result.
 
-    `run` names the run, which all drivers of a supervisor share; this one, `driver`, began at
+    `run` names the run, which all drivers of a supervisor share, and behind a dot, where stages
+    may outlive it, the driver (`retries.run_of`); this one, for leases `driver`, began at
     `queued_ms` (milliseconds since 1970, UTC). Workers of a driver that was lost may still be at
     work, so leases are told apart by driver. A stage is tried again after `max_failures`
     exceptions; a storage that refuses is asked again for `patience_s` seconds.

@@ -88,10 +88,10 @@ class Verification:
         """
         cell = self.cell if self.steps is None else replace(self.cell, stages=self.cell.stages[:1])
         head = cell.stages[0].digest
-        self.ledger.check_writable()
         ledger = self.ledger.patient(self.profile.patience_s, _log.warning)
         # In this order, since what still runs would write again what is removed.
         with self._witnesses() as (watching, killing), executor as execute:
+            self.ledger.check_writable()
             try:
                 straight = self._bring(cell, watching, _NEVER, execute)
             except _UnfinishedError as error:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from ablation.cells import Begun, Failed, Finished, Waiting
-from ablation.claims import names_at
+from ablation.claims import claims_at, names_at
+from ablation.events import Event
 from ablation.execute import execute, never
 from ablation.group import Group
 from ablation.interrupts import stoppable
@@ -209,9 +210,20 @@ def test_execute__waits_for_a_commit_when_the_next_is_overdue(ledger):
     assert told.index(("committed", 1)) < told.index(("progress", 5))
 
 
+def by_step(events: list[Event], *notices: str) -> Callable[[], str]:
+    """What is announced after the first step, the second, ...; the last of them ever after."""
+
+    def notice() -> str:
+        done = sum(event.kind == "progress" for event in events)
+        return notices[min(done, len(notices)) - 1] if done else ""
+
+    return notice
+
+
 def test_execute__after_a_notice_each_step_is_committed(ledger):
-    events, told = [], iter(["", "", "", *["spot"] * 3, *["spot, and now"] * 9])
-    run(ledger, notice=lambda: next(told), observe=events.append, terms=paced(1e9))
+    events: list[Event] = []
+    notice = by_step(events, "", "", "", *["spot"] * 3, "spot, and now")
+    run(ledger, notice=notice, observe=events.append, terms=paced(1e9))
     assert [event.step for event in events if event.kind == "committed"] == [4, 5, 6, 7, 8]
     noticed = [(event.step, event.message) for event in events if event.kind == "noticed"]
     assert noticed == [(4, "spot"), (7, "spot, and now")]
@@ -219,10 +231,10 @@ def test_execute__after_a_notice_each_step_is_committed(ledger):
 
 
 def test_execute__a_notice_that_nothing_follows_wears_off(ledger):
-    events, told, now = [], iter(["", *["spot"] * 9]), iter(range(0, 100_000, 100))
+    events, now = list[Event](), iter(range(0, 100_000, 100))
     run(
         ledger,
-        notice=lambda: next(told),
+        notice=by_step(events, "", "spot"),
         observe=events.append,
         terms=paced(1e9),
         clock=lambda: next(now),
@@ -236,11 +248,32 @@ def test_execute__a_notice_that_wore_off_excuses_no_later_death(
     ledger, monkeypatch, step_s, claimed
 ):
     """What ends a process long after it was told of an end is not that end."""
-    now, held = iter(range(0, 10**6, step_s)), []
+    events, now, held = list[Event](), iter(range(0, 10**6, step_s)), []
     monkeypatch.setattr(Lease, "release", lambda lease: held.append(lease.claim.notice))
-    told = iter(["", *["spot"] * 9])
-    run(ledger, notice=lambda: next(told), terms=paced(1e9), clock=lambda: next(now))
+    run(
+        ledger,
+        notice=by_step(events, "", "spot"),
+        observe=events.append,
+        terms=paced(1e9),
+        clock=lambda: next(now),
+    )
     assert held == [claimed]
+
+
+def test_execute__a_notice_before_the_first_step_excuses_what_follows(ledger):
+    """As where features are computed first, or data are read, for minutes."""
+    folder = ledger.stage(STAGE.digest)
+
+    def prepare(*_, **__):
+        limit = time.monotonic() + 30
+        while not any(c.notice for c in claims_at(folder.storage, folder.at("lease")).values()):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        raise SystemExit
+        yield
+
+    with pytest.raises(SystemExit):
+        run(ledger, trainer=Only(prepare), notice=lambda: "spot")
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_lease__clocks_that_disagree_do_not_matter(storage, ahead_ms):
 
 
 def test_lease__a_slow_storage_makes_nobody_older(storage):
-    """A look that takes longer than the expiry is no proof that a beat stood still."""
+    """A look of whatever length counts as a beat: the holder's beats wait for the storage too."""
     clock, looks = Clock(), 0
     put(storage, AT, claim("000001-aa"))
 
@@ -205,8 +205,30 @@ def test_lease__a_slow_storage_makes_nobody_older(storage):
 
     held = try_to_hold(gated(storage, slow), "mine", clock)
     assert isinstance(held, Lease)
-    assert looks == 3 + 2  # the last two after its own claim, and to remove the dead one's
+    assert looks == 7 + 2  # the last two after its own claim, and to remove the dead one's
     held.release()
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_lease__an_outage_makes_nobody_older(storage, look):
+    """The storage is asked again for a minute; the holder beats once more soon after."""
+    clock, holder, looks = Clock(), claim("000001-aa"), 0
+    put(storage, AT, holder)
+
+    def refuse(verb: str, path: str) -> None:
+        nonlocal looks
+        looks += verb == "list"
+        if verb == "list" and looks == look:
+            clock.now += 2 * EXPIRY_S
+
+    def meanwhile() -> None:
+        if clock.now >= 2 * EXPIRY_S + BEAT_S:
+            beat(storage, holder)
+
+    clock.meanwhile = meanwhile
+    found = try_to_hold(gated(storage, refuse), "mine", clock)
+    assert isinstance(found, Claim)
+    assert found.name == holder.name
 
 
 def test_lease__of_a_predecessor_is_taken_over_at_once(storage):
@@ -647,6 +669,24 @@ def test_lease__a_notice_is_there_before_anything_else_happens(storage):
     held.warn("spot")
     (told,) = claims_at(storage, AT).values()
     assert (told.attempt, told.step, told.notice, told.beat) == (3, 5, "spot", 1)
+    held.release()
+
+
+def test_lease__hears_of_a_notice_by_itself_and_of_each_once(storage, monkeypatch):
+    """Whoever is in the middle of a step, or before the first, cannot be asked."""
+    monkeypatch.setattr(leases, "_HEAR_S", 0.01)
+    news = ["spot"]
+    held = hold(storage, hear=lambda: news[-1])
+
+    def told() -> list[str]:
+        return [c.notice for c in claims_at(storage, AT).values()]
+
+    wait_until(lambda: told() == ["spot"])
+    held.say(notice="")
+    time.sleep(0.1)
+    assert held.claim.notice == "", "it has worn off"
+    news.append("spot, and now")
+    wait_until(lambda: told() == ["spot, and now"])
     held.release()
 
 

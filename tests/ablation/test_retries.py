@@ -48,6 +48,8 @@ class CudaError(OutOfMemoryError): ...
         (OutOfMemoryError(), "memory"),
         (CudaError(), "memory"),
         (RuntimeError("out of memory"), "exception"),
+        (RuntimeError("CUDA error: out of memory"), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), "memory"),
         (RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you"), "memory"),
     ],
 )
@@ -139,6 +141,15 @@ def test_enough__a_new_run_is_a_new_try():
     assert enough(tries(*before, failed("a")), max_failures=0) is not None
 
 
+def test_enough__under_another_driver_of_the_run_failures_count_and_losses_do_not():
+    earlier = [failed("a", run="now.1"), *[lost(run="now.1")] * 9]
+    assert enough(tries(*earlier, failed("b", run="now.2")), max_failures=1) is not None
+    assert enough(tries(*earlier, failed("a", run="now.2")), max_failures=9) is not None
+    assert enough(tries(*earlier, *[lost(run="now.2")] * 4), max_failures=0) is None
+    assert enough(tries(*earlier, *[lost(run="now.2")] * 5), max_failures=0) is not None
+    assert enough(tries(*earlier, failed("b", run="other.2")), max_failures=1) is None
+
+
 def away(step: int = 3, **parts: Any) -> dict[str, Any]:
     return failed("gone", step, **{"cause": "away", **parts})
 
@@ -157,6 +168,7 @@ def test_pause__is_none_after_anything_else(other):
 def test_pause__begins_anew_where_it_came_a_step_further():
     assert pause_s(tries(away(3), away(3), away(4))) == 2
     assert pause_s(tries(away(run="before"), away())) == 2
+    assert pause_s(tries(away(run="now.1"), away(run="now.2"))) == 4
 
 
 @pytest.mark.parametrize("max_failures", [0, 3])

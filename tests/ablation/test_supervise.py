@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ablation.supervise import FAILED, RUN, supervise
+from ablation.retries import run_of
+from ablation.supervise import FAILED, RUN, run_name, supervise
 
 SOON = 20.0
 PYTHON = (sys.executable, "-S", "-E", "-c")
@@ -85,6 +86,16 @@ def test_supervise__names_one_run_to_all_its_drivers(lives, monkeypatch):
     first, again, other, after = Path("runs").read_text().split()
     assert first == again != other == after
     assert RUN not in os.environ
+
+
+def test_run_name__has_a_drivers_own_part_where_stages_may_outlive_it(monkeypatch):
+    names = [run_name(inline=inline) for inline in (False, True) for _ in range(2)]
+    assert len({*map(run_of, names)}) == 4
+    monkeypatch.setenv(RUN, "one")
+    assert run_name(inline=True) == "one"
+    names = [run_name(inline=False) for _ in range(2)]
+    assert names[0] != names[1]
+    assert [*map(run_of, names)] == ["one", "one"]
 
 
 def signalled(sent: signal.Signals, when: Path) -> None:

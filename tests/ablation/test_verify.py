@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -73,6 +73,7 @@ def verify(
     seed: int = 0,
     steps: int | None = None,
     execute: Execute = killable,
+    executor: AbstractContextManager[Execute] | None = None,
 ) -> Finding:
     return Verification(
         cell=cell or toy_cell("a", Toy(steps=STEPS)),
@@ -82,7 +83,7 @@ def verify(
         kills=kills,
         seed=seed,
         steps=steps,
-    ).run(nullcontext(execute))
+    ).run(executor or nullcontext(execute))
 
 
 def certificates(folder: Path, cell: Cell | None = None) -> list[Certificate]:
@@ -208,6 +209,17 @@ def test_verification__leaves_nothing_behind_where_it_is_ended(tmp_path, error):
     with pytest.raises(error):
         verify(tmp_path, execute=execute)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["ledger.json"]
+
+
+def test_verification__touches_nothing_where_there_is_no_cluster(tmp_path):
+    @contextmanager
+    def absent():
+        raise RuntimeError("no room")
+        yield
+
+    with pytest.raises(RuntimeError, match="no room"):
+        verify(tmp_path / "none", executor=absent())
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
