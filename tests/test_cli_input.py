@@ -14,6 +14,7 @@ from ablation.claims import Claim
 from ablation.cli import main
 from ablation.execute import execute
 from ablation.group import Group, GroupOverError
+from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
 from ablation.process import Process
@@ -412,6 +413,20 @@ def test_run__of_a_supervisor_tries_nothing_again_under_its_next_driver(lab, mon
         assert len(stage.attempts()) == count
 
 
+def test_run__leaves_a_failure_alone_that_another_driver_is_at(lab, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.3, fail_at: 2}")
+    assert main(["run", "toys.yaml", "--inline"]) == 1
+    stage = Ledger.open("results").stage(planned().cells[1].stages[0].digest)
+    held = acquire(stage.storage, stage.at("lease"), run="other", now_ms=lambda: 0, beat_s=0.1)
+    assert isinstance(held, Lease)
+    assert main(["run", "toys.yaml", "--inline"]) == 1
+    assert len(stage.attempts()) == 2
+    held.release()
+    assert main(["run", "toys.yaml", "--inline"]) == 1
+    assert len(stage.attempts()) == 4
+
+
 def test_run__that_lost_cells_may_be_begun_again(lab, capsys, monkeypatch):
     monkeypatch.setenv("ABLATION_TRACKING", DEAD)
     with monkeypatch.context() as patch:
@@ -421,6 +436,15 @@ def test_run__that_lost_cells_may_be_begun_again(lab, capsys, monkeypatch):
     told = "slow, seed 0: lost (its disk is away). Run the same command again."
     assert told in capsys.readouterr().err
     assert main(["run", "toys.yaml", "--inline"]) == 0
+
+
+def test_run__heeds_a_notice_where_it_works_itself(lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    monkeypatch.setenv("ABLATION_NOTICE", str(lab / "notice"))
+    (lab / "notice").touch()
+    edit("slow: {rate: 0.1}", "slow: {rate: 0.1, sleep_s: 0.5}")
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    assert f"train saves: {lab}/notice is there" in capsys.readouterr().err
 
 
 ADDRESSES = [

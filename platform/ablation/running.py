@@ -18,6 +18,7 @@ from ablation.cells import Begun, Cell, Failed, Finished, Standing
 from ablation.display import displaying
 from ablation.events import Event, Observe
 from ablation.interrupts import stoppable
+from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.notice import Watch, announced
 from ablation.pace import Pace, time_between_interruptions
@@ -28,6 +29,7 @@ from ablation.provenance import now_ms
 from ablation.render import to_markdown
 from ablation.retries import run_of
 from ablation.spreadsheet import to_csv
+from ablation.stage_folder import StageFolder
 from ablation.storage import LostStorageError
 from ablation.submitted import keep
 from ablation.table import Table, tabulate
@@ -124,7 +126,7 @@ class Run:
         failed = (digest for digest, standing in before.items() if isinstance(standing, Failed))
         for digest, tries in ledger.tries(failed).items():
             if not tries or run_of(tries[-1].run) != run_of(self.run):
-                ledger.clear_failure(digest)
+                self._forget_failure(ledger.stage(digest))
         self._say_workers(before)
         data = {name: str(at) for name, at in self.profile.place.data.items()}
         keep(ledger, plan.study.name, text=plan.study.document.text, data=data)
@@ -143,6 +145,15 @@ class Run:
                     raise KeyboardInterrupt
         self._conclude(follower, ledger.standings(plan.stages))
         return lost
+
+    def _forget_failure(self, folder: StageFolder) -> None:
+        """Have a stage tried again, unless another driver, perhaps about to end it, is at it."""
+        held = acquire(folder.storage, folder.at("lease"), run=self.run, now_ms=now_ms)
+        if isinstance(held, Lease):
+            try:
+                folder.clear_failure()
+            finally:
+                held.release()
 
     def _say_workers(self, before: Mapping[str, Standing]) -> None:
         """Say where cells go on with another number of workers than they have had."""

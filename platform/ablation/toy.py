@@ -262,10 +262,11 @@ def _first(marker: Path) -> bool:
 
 
 def _log_work(scratch: Path | None, stage: str, step: int, which: str) -> None:
-    """Note a step: stage, step, whose (rate/seed), by which process, and when (seconds)."""
+    """Note a step: stage, step, whose (rate/seed), by which process, when (seconds), its rank."""
     if scratch:
+        rank = os.environ.get("RANK", "0")  # as torch's launchers, Ray Train too, tell a worker
         with (scratch / "work.txt").open("a") as file:
-            file.write(f"{stage} {step} {which} {os.getpid()} {time.time():.3f}\n")
+            file.write(f"{stage} {step} {which} {os.getpid()} {time.time():.3f} {rank}\n")
 
 
 def _draw(purpose: str, seed: int, step: int) -> float:

@@ -42,6 +42,8 @@ class Kind:
     intervals: int = 1
     besides: int = 1
     for_all: bool = False
+    kills: bool = True
+    """Whether it ends a training, if only one that had not ended by itself."""
 
 
 def _lead(at_work: Mapping[str, Step], random: Random) -> tuple[str, Step]:
@@ -200,6 +202,13 @@ def _drain(world: World, at_work: Mapping[str, Step], random: Random) -> None:
 
 
 def _kill_head(world: World, at_work: Mapping[str, Step], random: Random) -> None:
+    """The head alone is killed, and workers go on without it while another cluster comes."""
+    if world.nodes is None:
+        raise NoVictimError
+    world.nodes.replace_head()
+
+
+def _lose_cluster(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     """The whole cluster loses its power, head first; another one comes to the same address."""
     if world.nodes is None:
         raise NoVictimError
@@ -208,7 +217,7 @@ def _kill_head(world: World, at_work: Mapping[str, Step], random: Random) -> Non
 
 
 _NETWORK: Final = {
-    f"{which}: {kind}": Kind(strike=partial(_network, which, kind), intervals=0)
+    f"{which}: {kind}": Kind(strike=partial(_network, which, kind), intervals=0, kills=False)
     for which, kinds in (
         ("storage", ("refuse", "error", "delay", "cut upload", "flip upload", "cut download")),
         ("MLflow", ("refuse", "error", "delay", "lose")),
@@ -226,11 +235,12 @@ FAULTS: Final[Mapping[str, Kind]] = {
     "SIGTERM to the driver": Kind(strike=_terminate_driver, intervals=0, for_all=True),
     "notice, then SIGKILL": Kind(strike=_notice, intervals=0),
     "checkpoint damaged, then SIGKILL": Kind(strike=_damage, intervals=2),
-    "a second driver": Kind(strike=_second_driver, intervals=0),
-    "disk away": Kind(strike=_away, intervals=0),
+    "a second driver": Kind(strike=_second_driver, intervals=0, kills=False),
+    "disk away": Kind(strike=_away, intervals=0, kills=False),
     "SIGKILL of a raylet": Kind(strike=_kill_raylet),
     "node lost": Kind(strike=_lose_node),
     "drain with notice": Kind(strike=_drain, intervals=0),
     "SIGKILL of the head": Kind(strike=_kill_head, for_all=True),
+    "all nodes lost": Kind(strike=_lose_cluster, for_all=True),
     **_NETWORK,
 }

@@ -46,12 +46,24 @@ class Nodes:
         self.cut()
 
     def start(self) -> None:
-        """Start a head and all nodes; the address stays the same."""
+        """Start a head, first of all, and all nodes; the address stays the same."""
         self._start(
             *("--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false", _QUICK),
         )
         for _ in range(self.count):
             self.add()
+
+    def replace_head(self) -> None:
+        """The head alone loses its power; a new cluster comes to its address beside what is left.
+
+        The nodes that had it find out within `RAY_gcs_rpc_server_reconnect_timeout_s`; until then
+        their workers work on.
+        """
+        self._cut(self._running[0])
+        orphans = self._running[1:]
+        self._running.clear()
+        self.start()
+        self._running += orphans
 
     def add(self) -> None:
         """Start one more node."""

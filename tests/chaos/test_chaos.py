@@ -43,6 +43,7 @@ _EVERYWHERE = ["SIGKILL of a worker", "SIGKILL of the driver", "SIGTERM to a wor
 _MANY = ["SIGKILL of the trial", "SIGKILL of the controller"]
 _ON_DISK = ["SIGKILL inside a commit", "checkpoint damaged, then SIGKILL"]
 _NODES = ["SIGKILL of a raylet", "node lost", "drain with notice"]
+_HEAD = ["SIGKILL of the head", "all nodes lost"]
 _SCALE = Scale(steps=300, sleep_s=0.1, seeds=3)
 
 
@@ -62,7 +63,7 @@ class Setting:
 
 SHORT = Setting(
     name="short",
-    kinds=[*_ON_DISK, *_EVERYWHERE],
+    kinds=[*_ON_DISK, *_EVERYWHERE, "notice, then SIGKILL"],
     share=0,
     scale=Scale(steps=400, sleep_s=0.05, seeds=1),
 )
@@ -98,13 +99,13 @@ LONG = [
     ),
     Setting(
         name="three nodes, one worker",
-        kinds=[*_NODES, "SIGKILL of a worker", "SIGKILL of the head", "SIGKILL of the driver"],
+        kinds=[*_NODES, *_HEAD, "SIGKILL of a worker", "SIGKILL of the driver"],
         share=0.2,
         nodes=3,
     ),
     Setting(
         name="three nodes, two workers",
-        kinds=[*_NODES, *_MANY, "SIGKILL of a worker", "SIGKILL of the head"],
+        kinds=[*_NODES, *_MANY, *_HEAD, "SIGKILL of a worker"],
         share=0.05,
         nodes=3,
         workers=2,
@@ -188,6 +189,13 @@ def test_chaos__ends_as_if_nothing_had_happened(setting, undisturbed, tally, tmp
             subprocess.run(world.command("sync"), cwd=folder, env=world.environment, check=True)
             wrong = list(faults_of(world, undisturbed[setting.scale].ledger()))
             assert wrong == [], world.log.read_text()
+
+
+@pytest.mark.skipif(FAULTS_IN_ALL < 200, reason="make chaos, with 200 faults, runs it")
+def test_chaos__struck_home(tally):
+    """Of what kills, each kind ended a training: a fault that does nothing shows nothing."""
+    hit = {cost.kind for cost in tally.costs if cost.hit}
+    assert {kind for kind in tally.struck if FAULTS[kind].kills} <= hit
 
 
 def _words(costs: Sequence[Cost]) -> str:

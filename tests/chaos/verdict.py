@@ -35,14 +35,14 @@ def faults_of(world: World, undisturbed: Ledger) -> Iterator[str]:
         ends = [attempt.ended for attempt in ours.attempts()]
         if ends.count("finished") != 1 or ends[-1] != "finished":
             yield f"{stage.name} was trained twice, its attempts ended {ends}"
-    if world.workers == 1:
-        yield from _at_once(world)
+    yield from _at_once(world)
     yield from _mirrored(world)
 
 
 def _at_once(world: World) -> Iterator[str]:
-    """Trainings at which two processes were at work at a time."""
-    steps = sorted(world.steps(), key=lambda step: step.which)  # stable: in time within each
+    """Trainings that two processes led at a time."""
+    led = [step for step in world.steps() if step.rank == 0]
+    steps = sorted(led, key=lambda step: step.which)  # stable: in time within each
     for which, mine in groupby(steps, key=lambda step: step.which):
         turns = [pid for pid, _ in groupby(step.pid for step in mine)]
         if len(turns) != len(set(turns)):

@@ -7,13 +7,17 @@ __all__ = ["Step", "steps_done"]
 
 
 class Step(NamedTuple):
-    """A step of a stage; `which` is its rate and seed, `at` seconds since 1970."""
+    """A step of a stage; `which` is its rate and seed, `at` seconds since 1970.
+
+    Of a group's workers the one of rank 0 leads.
+    """
 
     stage: str
     number: int
     which: str
     pid: int
     at: float
+    rank: int
 
 
 def steps_done(scratch: Path) -> list[Step]:
@@ -21,4 +25,7 @@ def steps_done(scratch: Path) -> list[Step]:
     file = scratch / "work.txt"
     text = file.read_text() if file.exists() else ""
     lines = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [Step(s, int(n), which, int(pid), float(at)) for s, n, which, pid, at in lines]
+    return [
+        Step(stage, int(number), which, int(pid), float(at), int(rank))
+        for stage, number, which, pid, at, rank in lines
+    ]

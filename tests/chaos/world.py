@@ -84,6 +84,14 @@ class World:
 
     def __post_init__(self) -> None:
         self.scratch.mkdir(parents=True)
+        self._write_profile()
+
+    def move(self, nodes: Nodes) -> None:
+        """Another cluster is the study's from now on."""
+        self.nodes = nodes
+        self._write_profile()
+
+    def _write_profile(self) -> None:
         self.profile.write_text(
             f"address: {self.nodes.address if self.nodes else 'local'}\n"
             f"storage: {self.storage or self.folder / 'ledger'}\n"
@@ -140,9 +148,18 @@ class World:
 
     def launch(self, name: str, *more: str) -> "subprocess.Popen[bytes]":
         """A command in a session of its own, its words in the log."""
+        return self._launch(self.command(name, *more))
+
+    def resume(self) -> "subprocess.Popen[bytes]":
+        """`ablation resume`, which is told the study's name alone."""
+        name = self.plan.study.name
+        on = ("--on", str(self.profile))
+        return self._launch([sys.executable, "-m", "ablation", "resume", name, *on])
+
+    def _launch(self, command: list[str]) -> "subprocess.Popen[bytes]":
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self.command(name, *more),
+                command,
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
