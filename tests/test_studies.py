@@ -233,6 +233,18 @@ def test_published__are_the_numbers_of_the_strategies():
                 assert masks[entry["row"]].hard_range == tuple(entry["hard_share"])
 
 
+@pytest.mark.parametrize("label", ["MAE, 200 epochs", "HPM, 200 epochs"])
+def test_published__are_beside_every_row_of_the_same_configuration(label):
+    """To the digit of the README: a text that quotes the paper has another."""
+    table = _load("paper/comparison")
+    (config,) = (row.config for row in table.rows if row.label == label)
+    known = table.published[label]["finetune/top1"].value
+    for study in studies(PAPER / "all.yaml"):
+        for same in (row.label for row in study.rows if row.config == config):
+            number = study.published[same]["finetune/top1"]
+            assert abs(number.value - known) <= Decimal("0.05"), (study.name, same)
+
+
 def test_claims__are_all_asked():
     split = {"bce-over-mse": ["bce-over-mse", "mse-over-none"]}
     asked = {q.name: q.claim for study in studies(PAPER / "all.yaml") for q in study.questions}
@@ -272,10 +284,8 @@ def test_rows__of_cifar10_take_a_step():
     for config, label in rows.items():
         if config.target.teacher is None:
             step = EPOCH_STEPS * config.epochs // 2
-            now, target = (
-                at_step(config, step, epoch_steps=EPOCH_STEPS),
-                build_target(config, place),
-            )
+            now = at_step(config, step, epoch_steps=EPOCH_STEPS)
+            target = build_target(config, place)
             learner = Learner.start(config, target, None, seed=0, worker=this_worker())
             taken = learner.step([_batch(config, step)], now)
             assert taken.means["loss"].isfinite(), label
