@@ -1,4 +1,4 @@
-"""Segmentation and detection from beginning to end on FashionScenes, as the preset for it sets them."""
+"""Segmentation and detection on FashionScenes from beginning to end, as the preset sets them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,13 +56,14 @@ def test_segment__of_scenes_is_better_than_to_say_background(
     assert 0 <= metrics["pixel_accuracy"] <= 100
 
 
-def test_detect__of_scenes_finds_garments(
+def test_detect__of_scenes_finds_where_garments_are(
     drain: Any, stage: Any, scenes_encoder: Path, begin: Callable[..., None]
 ) -> None:
+    """Forty steps do not suffice to tell them apart."""
     pytest.importorskip("pycocotools", reason="needs the extra `detection`")
     begin(train=640, val=64)
     run = TRAINER.stages()["detect"].load()
     metrics = drain(stage(run, _settings("detect"), scenes_encoder)).result.metrics
     assert 0 <= metrics["mask_ap"] <= 100
     assert 0 <= metrics["box_ap"] <= metrics["box_ap50"] <= 100
-    assert metrics["box_ap50"] > 0
+    assert metrics["box_ap50"] > 3
