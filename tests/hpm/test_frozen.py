@@ -10,7 +10,7 @@ from timm import create_model
 from torch import Tensor, nn
 
 from hpm.config import Pretrain, Target
-from hpm.data.errors import DataError
+from hpm.data.errors import DataError, UnreachableError
 from hpm.data.views import IMAGENET_MEAN, IMAGENET_STD
 from hpm.hub import find_weights
 from hpm.progress import Place
@@ -95,6 +95,45 @@ def test_teacher__that_timm_does_not_have_is_refused(
 def test_teacher__of_openai_is_one_of_quickgelu(teachers: Place) -> None:
     file = teachers.data[VIT]
     assert find_weights(CLIP, replace(teachers, data={CLIP: file})) == file
+
+
+@pytest.fixture
+def hub(tiny_place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place that allows what is not at hand to be fetched."""
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    return replace(tiny_place, download=True)
+
+
+def test_weights__are_fetched_where_the_place_allows_it(
+    hub: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def fetch(*what: str) -> str:
+        asked.append(what)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert find_weights(VIT, hub) == tmp_path / "fetched"
+    ((repository, file),) = asked
+    assert repository.startswith(f"timm/{VIT}.")
+    assert file == "model.safetensors"
+    with pytest.raises(UnreachableError, match=f"{VIT} are not at hand.*--allow-download"):
+        find_weights(VIT, replace(hub, download=False))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), ValueError("no such file")])
+def test_weights__that_cannot_be_fetched_are_named(
+    hub: Place, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fetch(*_: str) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    words = f"Weights of {VIT} could not be fetched: {error}.* --data {VIT}=FILE"
+    with pytest.raises(UnreachableError, match=words):
+        find_weights(VIT, hub)
 
 
 @pytest.mark.parametrize(

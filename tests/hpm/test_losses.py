@@ -1,5 +1,7 @@
 import math
+from typing import Literal
 
+import pytest
 import torch
 
 from hpm.losses import absolute_loss, feature_loss, reconstruction_loss, relative_loss
@@ -12,6 +14,14 @@ def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_reconstruction_loss__is_a_mean_over_each_patch() -> None:
     prediction = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]])
     assert reconstruction_loss(prediction, torch.zeros(1, 2, 2)).tolist() == [[5.0, 0.0]]
+
+
+@pytest.mark.parametrize(("form", "loss"), [("mse", 5.0), ("l1", 2.0), ("smooth-l1", 1.5)])
+def test_reconstruction_loss__has_three_forms(
+    form: Literal["mse", "l1", "smooth-l1"], loss: float
+) -> None:
+    prediction = torch.tensor([[[1.0, 3.0]]])
+    assert reconstruction_loss(prediction, torch.zeros(1, 1, 2), form).tolist() == [[loss]]
 
 
 def test_feature_loss__ignores_lengths() -> None:

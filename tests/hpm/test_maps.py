@@ -15,6 +15,7 @@ from PIL import Image
 
 from hpm.config import Data, Encoder
 from hpm.data import fingerprint as fingerprinting
+from hpm.data import maps, serving
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.maps import VOID, Classes, open_maps
@@ -239,6 +240,42 @@ def test_maps__that_are_away_may_come_back(ade):
         source.pair(1)
     (ade / "away").rename(path)
     assert source.pair(1)[1].shape == (9, 5)
+
+
+def _many(root, split, count, wrong):
+    """So many images in a split, all alike; the map of the `wrong` one has a value beyond 3."""
+    image, values = _encoded("training", 0)
+    for number in range(count):
+        map_ = _png(np.full((6, 8), 9, np.uint8)) if number == wrong else values
+        (root / "images" / split / f"{number}.png").write_bytes(image)
+        (root / "annotations" / split / f"{number}.png").write_bytes(map_)
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_require_maps__looks_at_every_pair_of_a_small_split(ade, split):
+    _many(ade, split, 30, wrong=20)
+    with pytest.raises(DataError, match=rf"{split}/20\.png must hold values in 1\.\.3 .* got 9"):
+        require_maps("x", {"x": ade}, THREE)
+
+
+# In the order of names 0, 1, 10, ..., 19, 2, 20, ... the eighth is 15, and the eighth last is 29.
+@pytest.mark.parametrize(("wrong", "seen"), [(15, True), (16, False), (28, False), (29, True)])
+def test_require_maps__looks_at_both_ends_of_a_large_split(ade, monkeypatch, wrong, seen):
+    monkeypatch.setattr(maps, "_WHOLE", 29)
+    _many(ade, "validation", 30, wrong=wrong)
+    if not seen:
+        assert require_maps("x", {"x": ade}, THREE) == 3
+        return
+    with pytest.raises(DataError, match=rf"validation/{wrong}\.png must hold values"):
+        require_maps("x", {"x": ade}, THREE)
+
+
+def test_require_maps__looks_once_in_a_process(ade, monkeypatch):
+    looks = []
+    monkeypatch.setattr(serving, "glance", looks.append)
+    for said in (THREE, THREE, Classes(void=3, classes=3)):
+        assert require_maps("x", {"x": ade}, said) == 3
+    assert len(looks) == 4
 
 
 @pytest.mark.parametrize("look", [_early, _first])

@@ -1,6 +1,8 @@
 """Every way to draw a mask: how many patches it hides, and in which shapes."""
 
 from dataclasses import replace
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 import pytest
@@ -27,24 +29,26 @@ def _hidden(noise: np.ndarray, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rest", ["random", "block", "grid"])
 @pytest.mark.parametrize("unit", [1, 2])
-@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.6, 0.75, 0.8, 0.9])
+@pytest.mark.parametrize("side", [10, 14])
 def test_noise__hides_exactly_the_ratio_whatever_the_strategy(
-    rest: str, unit: int, ratio: float
+    rest: str, unit: int, ratio: float, side: int
 ) -> None:
     mask = Mask(rest=rest, unit=unit, ratio=ratio, hard_share=0.5)
-    config = replace(CONFIG, mask=mask)
+    config = replace(CONFIG, data=Data(image_size=4 * side), mask=mask)
     now = at_step(config, 0, epoch_steps=1)
     draw = MaskNoise(config, epoch_steps=1)
     noise = torch.from_numpy(np.stack([draw(_rng(i), 0) for i in range(8)]))
     assert noise.dtype == torch.float32
     assert bool(noise.isfinite().all())
-    score = torch.rand(8, 196, generator=torch.Generator().manual_seed(0))
+    score = torch.rand(8, side**2, generator=torch.Generator().manual_seed(0))
     units = draw_mask(
         noise, pool_units(score, unit), num_masked=now.num_masked, num_hard=now.num_hard
     )
     hidden = spread_units(units, unit).sum(dim=1)
-    total = 196 // unit**2
-    assert hidden.unique().tolist() == [(total - int(total * (1 - ratio))) * unit**2]
+    total = (side // unit) ** 2
+    visible = floor(total * (1 - Fraction(str(ratio))))
+    assert hidden.unique().tolist() == [(total - visible) * unit**2]
 
 
 @pytest.mark.parametrize("rest", ["random", "block", "grid"])

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpm.config import Mask, Predictor, Pretrain
+from hpm.config import Mask, Predictor, Pretrain, Target
 from hpm.learner import build_student
+from hpm.losses import feature_loss
 from hpm.masking import draw_mask
 from hpm.model import MaskedModel, Prediction
 from hpm.objective import Losses, Student, hpm_losses
@@ -93,6 +94,47 @@ def test_objective__stops_the_gradient_into_the_reconstructor(
     # It does reach the encoder, as officially.
     assert student.encoder.cls_token.grad is not None
     assert student.encoder.cls_token.grad.abs().max() > 0
+
+
+def test_objective__compares_with_the_teachers_tokens_of_the_whole_image(
+    tiny: Pretrain, tiny_place: Place
+) -> None:
+    config = replace(tiny, target=Target(kind="ema"))
+    outputs = build_target(config, tiny_place).outputs
+    student, other = (build_student(config, seed, outputs=outputs) for seed in (0, 1))
+    teacher, seen = build_teacher(config, other), []
+
+    def watched(images_BCHW: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Prediction:
+        prediction: Prediction = student(images_BCHW, visible_BK, hidden_BM)
+        seen.append((prediction.values_BMP, hidden_BM))
+        return prediction
+
+    losses = _losses(watched, teacher, config, tiny_place)
+    ((values, hidden),) = seen
+    tokens = teacher.encoder(_batch()[0])[:, 1:].take_along_dim(hidden[:, :, None], dim=1)
+    torch.testing.assert_close(losses.reconstruction, feature_loss(values, tokens).mean())
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_objective__weighs_the_predictors_loss(
+    tiny: Pretrain, tiny_place: Place, weight: float
+) -> None:
+    config = replace(tiny, predictor=Predictor(weight=weight))
+    losses = _losses(build_student(config, 0), None, config, tiny_place)
+    assert losses.predictor is not None
+    torch.testing.assert_close(losses.total, losses.reconstruction + weight * losses.predictor)
+
+
+def test_overlap__is_what_chance_alone_would_have_hidden(tiny: Pretrain, tiny_place: Place) -> None:
+    images, noise = _batch()
+    teacher = build_teacher(tiny, build_student(tiny, 1))
+    student = build_student(tiny, 0)
+    assert _losses(student, teacher, tiny, tiny_place).overlap == 1.0
+    losses = _losses(student, teacher, tiny, tiny_place, num_hard=6)
+    guided = draw_mask(noise, teacher.predict_loss(images), num_masked=12, num_hard=6)
+    free = draw_mask(noise, None, num_masked=12, num_hard=0)
+    assert losses.overlap == (guided & free).sum() / 36
+    assert losses.overlap < 1.0
 
 
 def test_objective__computes_losses_in_float32(tiny: Pretrain, tiny_place: Place) -> None:

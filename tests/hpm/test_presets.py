@@ -4,9 +4,11 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from hpm.config import Pretrain
+from hpm.config import Data, Ema, Optim, Pretrain
+from hpm.evaluate.config import Knn, Linear
 from hpm.evaluate.detect.config import Detect, VitDetRecipe
 from hpm.evaluate.finetune_config import Finetune
+from hpm.evaluate.segment.config import Segment
 from hpm.presets import PRESETS
 from hpm.schedules import peak_learning_rate
 from hpm.trainer import TRAINER
@@ -44,6 +46,59 @@ def test_preset__base_has_the_official_numbers() -> None:
     assert (long.epochs, long.optim.batch_size, long.optim.accumulate) == (800, 256, 1)
     assert (short.num_patches, short.num_hidden(0.75)) == (196, 147)
     assert short.mask.hard_range == (0.0, 0.5)
+
+
+def test_defaults__of_pretraining_are_the_official_ones() -> None:
+    optim, ema, data = Optim(), Ema(), Data()
+    assert (optim.base_lr, optim.warmup_epochs, optim.weight_decay) == (1.5e-4, 40, 0.05)
+    assert (optim.batch_size, optim.betas, optim.clip_norm) == (2048, (0.9, 0.95), 5.0)
+    assert (ema.start, ema.end, ema.ramp_epochs) == (0.999, 0.9999, 100)
+    assert (data.name, data.image_size, data.min_crop, data.flip) == ("imagenet", 224, 0.2, True)
+
+
+def test_defaults__of_the_probes_are_the_official_ones() -> None:
+    linear, knn = Linear(), Knn()
+    assert (linear.epochs, linear.warmup_epochs, linear.base_lr) == (100, 10, 1e-3)
+    assert (linear.batch_size, linear.momentum, linear.weight_decay) == (2048, 0.9, 0.0)
+    assert (linear.augment, linear.pool) == (True, "cls")
+    assert (knn.k, knn.temperature, knn.pool) == ((10, 20, 100, 200), 0.07, "cls")
+
+
+@pytest.mark.parametrize("name", ["vit_base_in1k_200ep", "vit_large_in1k_800ep"])
+def test_preset__leaves_fine_tuning_and_probes_as_they_are_officially(name: str) -> None:
+    tuned, preset = _build(Finetune, PRESETS[name]["finetune"]), PRESETS[name]
+    optim, augment = tuned.optim, tuned.augment
+    assert (optim.base_lr, optim.weight_decay, optim.warmup_epochs) == (5e-4, 0.05, 5)
+    assert (optim.min_lr, optim.decay, optim.clip_norm) == (1e-6, "cosine", None)
+    assert (tuned.drop_path, augment.rand_magnitude, augment.erasing) == (0.1, 9, 0.25)
+    assert (augment.mixup, augment.cutmix, augment.smoothing) == (0.8, 1.0, 0.1)
+    assert (preset["linear"], preset["knn"]) == ({}, {})
+
+
+def test_preset__segments_after_the_blocks_of_mmsegmentation() -> None:
+    base, long, large = (
+        _build(Segment, PRESETS[name]["segment"]).layers
+        for name in ("vit_base_in1k_200ep", "vit_base_in1k_800ep", "vit_large_in1k_800ep")
+    )
+    assert (base, long, large) == ((4, 6, 8, 12), (4, 6, 8, 12), (8, 12, 16, 24))
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "warmup", "clip", "epochs"),
+    [
+        ("simmim_base_in1k_800ep", 0.67, 10, 5.0, 800),
+        ("maskfeat_base_in1k_300ep", 0.5, 30, 0.02, 300),
+        ("beit_base_in1k_300ep", 0.08, 10, 3.0, 300),
+    ],
+)
+def test_preset__baselines_train_as_their_authors_do(
+    name: str, crop: float, warmup: float, clip: float, epochs: int
+) -> None:
+    config = _pretrain(name)
+    optim = config.optim
+    assert (config.data.min_crop, config.epochs) == (crop, epochs)
+    assert (optim.warmup_epochs, optim.clip_norm) == (warmup, clip)
+    assert (optim.betas, optim.weight_decay) == ((0.9, 0.999), 0.05)
 
 
 def test_preset__large_differs_in_its_encoder_alone() -> None:

@@ -148,6 +148,7 @@ def test_resume__equals_not_having_stopped(
     "change",
     [
         {"target": Target(kind="hog", hog_cell=2)},
+        {"target": Target(kind="ema")},
         {"target": Target(kind="teacher", **_VIT)},
         {"target": Target(kind="teacher", precompute=True, **_VIT)},
         {"target": Target(kind="tokens", codebook="codes", **_VIT)},
@@ -157,7 +158,18 @@ def test_resume__equals_not_having_stopped(
         {"mask": Mask(rest="block", ratio=(0.5, 0.75), schedule_by="step")},
         {"mask": Mask(guide="attention")},
     ],
-    ids=["hog", "teacher", "precompute", "tokens", "units", "block", "grid", "ratio", "attention"],
+    ids=[
+        "hog",
+        "ema",
+        "teacher",
+        "precompute",
+        "tokens",
+        "units",
+        "block",
+        "grid",
+        "ratio",
+        "attention",
+    ],
 )
 def test_resume__of_every_target_and_mask_equals_not_having_stopped(
     tiny: Pretrain,
@@ -280,6 +292,16 @@ def test_run__knows_each_choice(
         for number, choice in enumerate((one, other))
     ]
     assert losses[0] != losses[1]
+
+
+def test_hard_share_taken__is_of_whole_patches(
+    tiny: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    """Of 12 hidden ones: the floor of 2.8, 5.6 and 8.4."""
+    config = replace(tiny, mask=Mask(hard_share=(0.0, 0.7)))
+    steps, _ = _run(config, tiny_place, tmp_path / "end")
+    taken = [steps[i].metrics["hard_share_taken"] for i in (0, 4, 11)]
+    assert taken == [2 / 12, 5 / 12, 8 / 12]
 
 
 def test_hard_share__may_fall(tiny: Pretrain, tiny_place: Place, tmp_path: Path) -> None:

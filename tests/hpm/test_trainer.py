@@ -66,7 +66,7 @@ def _python(code: str) -> None:
 def test_trainer__is_found_by_its_entry_point() -> None:
     (found,) = entry_points(group="ablation.trainers", name="hpm")
     assert found.load() is TRAINER
-    assert (TRAINER.name, TRAINER.result_version) == ("hpm", 2)
+    assert (TRAINER.name, TRAINER.result_version) == ("hpm", 3)
 
 
 def test_trainer__has_one_training_stage() -> None:

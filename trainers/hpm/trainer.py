@@ -75,7 +75,7 @@ class HpmTrainer:
     """Hard Patches Mining as a method that can be ablated."""
 
     name: str = "hpm"
-    result_version: int = 2
+    result_version: int = 3
 
     def stages(self) -> Mapping[str, HpmStage]:
         """Stages by name."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import floor
 from typing import Literal
 
 from hpm.config.data import Data
@@ -81,7 +82,8 @@ class Pretrain:
 
     def num_hidden(self, ratio: float) -> int:
         """Hidden units of one image (official: all but the floor of what stays visible)."""
-        return self.num_units - int(self.num_units * (1 - ratio))
+        # Of 100 units 0.9 leaves 10, but 100 * (1 - 0.9) is 9.999999999999998.
+        return self.num_units - floor(self.num_units * (1 - ratio) + 1e-9)
 
     @property
     def needs_teacher(self) -> bool:

@@ -30,6 +30,7 @@ VOID = 255
 
 _ADE20K_CLASSES = 150
 _GLANCES = 8
+_WHOLE = 500
 
 
 class Classes(NamedTuple):
@@ -142,15 +143,17 @@ def require_fit(said: Classes) -> None:
 
 
 def glance(source: MapSource) -> None:
-    """Look at the first and last eight images of the split, and at their annotations.
+    """Look at all images of a split of up to 500, and at their annotations.
 
-    Not at an even sample: a row of a large Parquet file is read with all of its group.
+    Of a larger one at the first and last eight. Not at an even sample: a row of a large Parquet
+    file is read with all of its group.
 
     Raises:
         DataError: one of them is wrong, as `MapSource.pair` says.
     """
     every = range(len(source))
-    for index in sorted({*every[:_GLANCES], *every[-_GLANCES:]}):
+    few = len(every) <= _WHOLE
+    for index in every if few else (*every[:_GLANCES], *every[-_GLANCES:]):
         source.pair(index)
 
 

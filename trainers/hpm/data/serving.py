@@ -57,7 +57,7 @@ def require_labels(name: str, roots: Mapping[str, Path]) -> int:
 
 
 def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> int:
-    """See that each pixel of a data set has a class, by a few annotations of each split.
+    """See that each pixel of a data set has a class, as far as `glance` looks.
 
     It returns how many images train.
 
@@ -68,10 +68,7 @@ def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> int:
         if isinstance(locate(name, roots), Embedded):
             require_fit(said)
             return len(FashionScenes("train"))
-    training = open_maps(name, "train", roots, said)
-    for source in (training, open_maps(name, "val", roots, said)):
-        glance(source)
-    return len(training)
+    return _num_mapped(name, roots[name], said)
 
 
 def require_objects(name: str, roots: Mapping[str, Path]) -> int | None:
@@ -102,6 +99,15 @@ def _num_labelled(layout: Folders | Tables) -> int:
     from hpm.data.parquet import read_labels
 
     return len(read_labels(layout)["train"])
+
+
+@cache
+def _num_mapped(name: str, root: Path, said: Classes) -> int:
+    """Training images; once in a process, for each head and evaluation of a study asks."""
+    training = open_maps(name, "train", {name: root}, said)
+    for source in (training, open_maps(name, "val", {name: root}, said)):
+        glance(source)
+    return len(training)
 
 
 @cache
