@@ -413,7 +413,7 @@ def test_run__of_a_supervisor_tries_nothing_again_under_its_next_driver(lab, mon
         assert len(stage.attempts()) == count
 
 
-def test_run__leaves_a_failure_alone_that_another_driver_is_at(lab, monkeypatch):
+def test_run__leaves_a_failure_alone_that_another_driver_is_at(lab, capsys, monkeypatch):
     monkeypatch.setenv("ABLATION_TRACKING", DEAD)
     edit("fast: {rate: 0.3}", "fast: {rate: 0.3, fail_at: 2}")
     assert main(["run", "toys.yaml", "--inline"]) == 1
@@ -421,6 +421,8 @@ def test_run__leaves_a_failure_alone_that_another_driver_is_at(lab, monkeypatch)
     held = acquire(stage.storage, stage.at("lease"), run="other", now_ms=lambda: 0, beat_s=0.1)
     assert isinstance(held, Lease)
     assert main(["run", "toys.yaml", "--inline"]) == 1
+    told = "train of seed 0, which failed, is left to its driver."
+    assert told in capsys.readouterr().err
     assert len(stage.attempts()) == 2
     held.release()
     assert main(["run", "toys.yaml", "--inline"]) == 1

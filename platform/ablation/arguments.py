@@ -61,7 +61,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inline", action="store_true", help="in this process, without Ray")
     parser.add_argument("--workers", type=workers_of, metavar="N", help="of a cell: 2, or 1..4")
     parser.add_argument(
-        "--supervise", action="store_true", help="begin again where the driver itself is lost"
+        "--supervise", action="store_true", help="begin again where the driver, or a cell, is lost"
     )
 
 

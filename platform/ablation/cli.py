@@ -1,6 +1,6 @@
 """The command line: results to stdout, progress to stderr, and an exit code that says how it went.
 
-0 complete, 1 some cell failed or was lost, 2 the input was wrong, 75 the cluster or the storage was
+0 complete, 1 some cell failed, 2 the input was wrong, 75 a cell, the cluster or the storage was
 lost, 130 interrupted. No flag changes the science: that is in the study. Ray and MLflow are
 imported only by the commands that use them.
 """

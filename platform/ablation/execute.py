@@ -175,9 +175,12 @@ class _Work:
         if (outcome := folder.outcome()) is not None:  # since it was looked at
             return outcome
         folder.bury(lease.dead, raised=self.group.raised)
-        mine = [a for a in folder.attempts() if run_of(a.run) == run_of(self.terms.run)]
+        attempts = folder.attempts()
+        mine = [a for a in attempts if run_of(a.run) == run_of(self.terms.run)]
         self._wait(pause_s(mine))
-        if not mine or (mine[-1].ended == "lost" and mine[-1].run != self.terms.run):
+        if not mine or mine[-1] is not attempts[-1]:
+            return None
+        if mine[-1].ended == "lost" and mine[-1].run != self.terms.run:
             return None
         terms, last = self.terms, mine[-1]
         reason = enough(mine, max_failures=terms.max_failures, patience_s=terms.patience_s)

@@ -25,11 +25,14 @@ from ablation.process import this_process
 from ablation.sightings import Sightings
 from ablation.storage import Storage, StorageError
 
-__all__ = ["BEAT_S", "EXPIRY_S", "Claim", "Lease", "LostLeaseError", "acquire"]
+__all__ = ["BEAT_S", "EXPIRY_S", "NEAR_S", "Claim", "Lease", "LostLeaseError", "acquire"]
 
 BEAT_S = 5.0
 EXPIRY_S = 30.0
 """Six beats: a slow storage, or a pause of the machine, costs no lease."""
+
+NEAR_S = 600.0
+"""So long after a notice it excuses an end; clouds give half a minute to ten minutes."""
 
 _HEAR_S = 1.0
 _LOOK_S = 1.0
@@ -62,12 +65,13 @@ class Lease:
     beat_s: float = BEAT_S
     expiry_s: float = EXPIRY_S
     hear: Callable[[], str] = str
-    """What is known of this process's coming end: a step, or what comes before the first, may take
-    longer than is left."""
+    """What is known of this process's coming end, at once and without raising: a step, or what
+    comes before the first, may take longer than is left."""
     _changed: threading.Condition = field(default_factory=threading.Condition)
     """Held for an instant, never while the storage is asked."""
     _urgent: bool = False
     _heard: str = ""
+    _near_until: float = 0.0
     _told: str = ""
     """The notice that the storage has."""
     _over: bool = False
@@ -81,24 +85,26 @@ class Lease:
         self._thread.start()
         return self
 
-    def say(
-        self, *, attempt: int | None = None, step: int | None = None, notice: str | None = None
-    ) -> None:
+    def say(self, *, attempt: int | None = None, step: int) -> None:
         """What the next beat tells; returns at once."""
         with self._changed:
-            self.claim = replace(
-                self.claim,
-                attempt=self.claim.attempt if attempt is None else attempt,
-                step=self.claim.step if step is None else step,
-                notice=self.claim.notice if notice is None else notice,
-            )
+            attempt = self.claim.attempt if attempt is None else attempt
+            if attempt != self.claim.attempt and self.claim.notice:
+                self._hurry()  # by the attempt it will be known whom the notice excuses
+            self.claim = replace(self.claim, attempt=attempt, step=step)
 
     def warn(self, notice: str) -> None:
         """Tell now that an end was announced; a slow storage is waited for, for two seconds."""
         with self._changed:
-            self.claim, self._heard, self._urgent = replace(self.claim, notice=notice), notice, True
-            self._changed.notify_all()
+            self._take(notice)
+            self._hurry()
             self._changed.wait_for(lambda: self._told == notice or self.lost, _TELL_WITHIN_S)
+
+    def forget(self, notice: str) -> None:
+        """What was announced so has not come; another notice, heard since, stays."""
+        with self._changed:
+            if self.claim.notice == notice:
+                self.claim = replace(self.claim, notice="")
 
     def check(self) -> None:
         """Look at the claims, before anything is committed.
@@ -162,11 +168,21 @@ class Lease:
 
     def _hears(self) -> bool:
         """Whether there is news of this process's end, which the next beat is to tell."""
-        if (notice := self.hear()) in ("", self._heard):
+        if (notice := self.hear()) not in ("", self._heard):
+            self._take(notice)
+        elif self.claim.notice and time.monotonic() > self._near_until:
+            self.claim = replace(self.claim, notice="")  # it has not come
+        else:
             return False
-        self._heard = notice
-        self.claim = replace(self.claim, notice=notice)
         return True
+
+    def _take(self, notice: str) -> None:
+        self.claim, self._heard = replace(self.claim, notice=notice), notice
+        self._near_until = time.monotonic() + NEAR_S
+
+    def _hurry(self) -> None:
+        self._urgent = True
+        self._changed.notify_all()
 
     def _look(self, storage: Storage) -> None:
         if not self.lost:

@@ -126,7 +126,7 @@ class Run:
         failed = (digest for digest, standing in before.items() if isinstance(standing, Failed))
         for digest, tries in ledger.tries(failed).items():
             if not tries or run_of(tries[-1].run) != run_of(self.run):
-                self._forget_failure(ledger.stage(digest))
+                self._forget_failure(digest, ledger.stage(digest))
         self._say_workers(before)
         data = {name: str(at) for name, at in self.profile.place.data.items()}
         keep(ledger, plan.study.name, text=plan.study.document.text, data=data)
@@ -146,7 +146,7 @@ class Run:
         self._conclude(follower, ledger.standings(plan.stages))
         return lost
 
-    def _forget_failure(self, folder: StageFolder) -> None:
+    def _forget_failure(self, digest: str, folder: StageFolder) -> None:
         """Have a stage tried again, unless another driver, perhaps about to end it, is at it."""
         held = acquire(folder.storage, folder.at("lease"), run=self.run, now_ms=now_ms)
         if isinstance(held, Lease):
@@ -154,6 +154,9 @@ class Run:
                 folder.clear_failure()
             finally:
                 held.release()
+        else:
+            stage = self.plan.stages[digest]
+            self._say(f"{stage.name} of seed {stage.seed}, which failed, is left to its driver.")
 
     def _say_workers(self, before: Mapping[str, Standing]) -> None:
         """Say where cells go on with another number of workers than they have had."""

@@ -1,4 +1,4 @@
-"""A driver that is begun again where it is lost: killed, out of memory, cut from its cluster."""
+"""A driver that is begun again where it, or a cell, is lost: killed, or cut from its cluster."""
 
 import os
 import secrets
@@ -29,6 +29,9 @@ driver was lost."""
 _STEADY_S = 300.0
 """A driver that lived so long is begun again after the shortest pause."""
 
+_MOST_IN_VAIN = 10
+"""So many drivers in a row that soon gave something up for lost are enough: it will stay so."""
+
 
 def run_name(*, inline: bool) -> str:
     """A name as `retries.run_of` reads it: the supervisor's, and behind a dot the driver's own.
@@ -49,6 +52,9 @@ def supervise(
 ) -> int:
     """Run a driver until it ends by itself; its exit code. Ctrl-C and SIGTERM end it for good.
 
+    One that ends with 75, for cells, the cluster or the storage were lost, is begun again too, but
+    not for ever.
+
     `pauses_s` are the first and the longest pause before the command is begun again, in seconds;
     each is twice the one before.
     """
@@ -64,7 +70,7 @@ def supervise(
             child.send_signal(signum)
 
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    pause_s, lost = first_s, False
+    pause_s, lost, in_vain = first_s, False, 0
     try:
         while not stopped.is_set():
             began = clock()
@@ -76,13 +82,21 @@ def supervise(
                 return _ENDS[code]
             if stopped.is_set():
                 break
-            pause_s = first_s if clock() - began > _STEADY_S else pause_s
-            lost = True
-            how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-            say(f"The driver was lost ({how}). It begins again in {pause_s:.0f} s.")
+            steady, lost = clock() - began > _STEADY_S, True
+            in_vain = in_vain + 1 if code == os.EX_TEMPFAIL and not steady else 0
+            if in_vain == _MOST_IN_VAIN:
+                return code
+            pause_s = first_s if steady else pause_s
+            say(f"The driver {_how(code)}. It begins again in {pause_s:.0f} s.")
             stopped.wait(pause_s)
             pause_s = min(2 * pause_s, longest_s)
         return 130
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _how(code: int) -> str:
+    if code == os.EX_TEMPFAIL:
+        return "gave up what was lost"
+    return f"was lost ({f'exit code {code}' if code > 0 else signal.Signals(-code).name})"

@@ -13,7 +13,7 @@ from ablation.cells import Failed, Finished, Outcome, PlannedStage
 from ablation.commits import Restored
 from ablation.events import Event, EventKind, Observe
 from ablation.journal import Record
-from ablation.lease import Lease
+from ablation.lease import NEAR_S, Lease
 from ablation.manifest import DamageError
 from ablation.patience import BRIEF
 from ablation.protocol import Progress, Result
@@ -27,9 +27,6 @@ from ablation.storage import StorageError
 from ablation.terms import Terms
 
 __all__ = ["Lead", "Left"]
-
-_NEAR_S = 600.0
-"""So long after a notice each step is saved; clouds give half a minute to ten minutes."""
 
 Left: TypeAlias = Literal["stopped", "failed", "busy"]
 """Why a stage was left without an outcome: it was asked to stop, it failed and is to be tried
@@ -127,7 +124,7 @@ class Lead:
         before = self.signals.noticed
         new = self.signals.look()
         if self.signals.noticed != before:
-            self.near_until = self.clock() + _NEAR_S
+            self.near_until = self.clock() + NEAR_S
             self.lease.warn(self.signals.noticed)
             self._tell("noticed", message=self.signals.noticed)
         if self.lease.lost:
@@ -157,7 +154,7 @@ class Lead:
         ended = self.clock()
         interval = 0.0
         if ended >= self.near_until:
-            self.lease.say(notice="")  # what may have been announced has not come
+            self.lease.forget(self.signals.noticed)
             interval = self.terms.pace.interval_s(ended - began)
         if not interval:
             saving.wait()

@@ -682,11 +682,24 @@ def test_lease__hears_of_a_notice_by_itself_and_of_each_once(storage, monkeypatc
         return [c.notice for c in claims_at(storage, AT).values()]
 
     wait_until(lambda: told() == ["spot"])
-    held.say(notice="")
+    held.say(attempt=3, step=5)
+    wait_until(lambda: [c.attempt for c in claims_at(storage, AT).values()] == [3])
+    held.forget("")
+    assert held.claim.notice == "spot"
+    held.forget("spot")
     time.sleep(0.1)
     assert held.claim.notice == "", "it has worn off"
     news.append("spot, and now")
     wait_until(lambda: told() == ["spot, and now"])
+    held.release()
+
+
+def test_lease__a_notice_that_nothing_follows_wears_off(storage, monkeypatch):
+    monkeypatch.setattr(leases, "_HEAR_S", 0.01)
+    monkeypatch.setattr(leases, "NEAR_S", 0.2)
+    held = hold(storage, hear=lambda: "spot")
+    for notice in ("spot", ""):
+        wait_until(lambda n=notice: [c.notice for c in claims_at(storage, AT).values()] == [n])
     held.release()
 
 

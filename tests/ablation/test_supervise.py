@@ -77,6 +77,21 @@ def test_supervise__a_long_life_makes_the_pause_short_again():
     assert next(times, None) is None
 
 
+def test_supervise__what_stays_lost_is_given_up(lives):
+    """But not where a driver came far, or died, in between."""
+    said, lost = list[str](), ["sys.exit(75)"]
+    command = driver(*lost * 9, "os._exit(9)", *lost * 10, "sys.exit(0)")
+    assert supervise(command, said.append, pauses_s=(0.01, 0.01)) == 75
+    assert len(began(lives)) == 20
+    assert said[0] == "The driver gave up what was lost. It begins again in 0 s."
+
+
+def test_supervise__what_was_lost_after_a_long_time_is_tried_for_ever():
+    times = iter(range(0, 10**6, 301))
+    command = driver(*["sys.exit(75)"] * 12, "sys.exit(0)")
+    assert supervise(command, str, pauses_s=(0.01, 0.01), clock=lambda: next(times)) == 0
+
+
 def test_supervise__names_one_run_to_all_its_drivers(lives, monkeypatch):
     note = f"open('runs', 'a').write(os.environ['{RUN}'] + '\\n')"
     for count in (1, 2):

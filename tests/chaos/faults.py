@@ -43,7 +43,7 @@ class Kind:
     besides: int = 1
     for_all: bool = False
     kills: bool = True
-    """Whether it ends a training, if only one that had not ended by itself."""
+    """Whether it ends a training (unless that has just ended by itself)."""
 
 
 def _lead(at_work: Mapping[str, Step], random: Random) -> tuple[str, Step]:
