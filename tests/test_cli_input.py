@@ -139,6 +139,25 @@ def test_plan__without_the_data_shows_the_study_and_what_is_missing(lab, capsys)
     assert capsys.readouterr().out == ""
 
 
+def test_profile__is_the_usual_one_where_none_is_named(lab, capsys, monkeypatch):
+    """A bad field tells which file was read."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(lab))
+    usual, named, other = lab / "ablation" / "profile.yaml", lab / "named.yaml", lab / "other.yaml"
+    usual.parent.mkdir()
+    for file in (usual, named, other):
+        file.write_text("workers: 0\n")
+    assert main(["plan", "toys.yaml"]) == 2
+    assert capsys.readouterr().err == f"{usual}:1: workers must be at least 1, got 0.\n"
+    monkeypatch.setenv("ABLATION_PROFILE", str(named))
+    assert main(["plan", "toys.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"{named}:1: ")
+    assert main(["plan", "toys.yaml", "--on", str(other)]) == 2
+    assert capsys.readouterr().err.startswith(f"{other}:1: ")
+    monkeypatch.delenv("ABLATION_PROFILE")
+    usual.unlink()
+    assert main(["plan", "toys.yaml"]) == 0
+
+
 @pytest.mark.parametrize("command", ["plan", "run", "sync"])
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", "1", "{}", '{"layout": "1"}', '{"layout": 0}', "\xff"]

@@ -24,14 +24,22 @@ def profile_of(options: argparse.Namespace) -> Profile:
 
     Raises StudyError with every problem at its place.
     """
-    on = options.on or (Path(p) if (p := os.environ.get("ABLATION_PROFILE")) else None)
     flags = {
         "storage": options.storage,
         "data": parse_data(options.data, source="--data"),
         "workers": getattr(options, "workers", None),
         "allow_download": options.allow_download or None,
     }
-    return load_profile(on, environment=os.environ, flags=flags)
+    return load_profile(options.on or _usual_file(), environment=os.environ, flags=flags)
+
+
+def _usual_file() -> Path | None:
+    """The profile of whoever names none: ABLATION_PROFILE, or that of the configuration folder."""
+    if named := os.environ.get("ABLATION_PROFILE"):
+        return Path(named)
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    file = folder / "ablation" / "profile.yaml"
+    return file if file.exists() else None
 
 
 def ledger_of(profile: Profile) -> Ledger:
