@@ -127,20 +127,6 @@ def test_read__says_what_does_not_fit(
         read_encoder(tmp_path / "x.pth", tiny.encoder, image_size=16)
 
 
-class _Harmful:
-    def __reduce__(self) -> tuple[object, ...]:
-        return print, ("this must not run",)
-
-
-def test_read__runs_nothing_that_is_in_the_file(
-    tiny: Pretrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save({"model": _Harmful()}, tmp_path / "x.pth")
-    with pytest.raises(DataError, match="checkpoint of tensors and plain values"):
-        read_encoder(tmp_path / "x.pth", tiny.encoder, image_size=16)
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_read__says_that_a_file_is_damaged_or_absent(
     tiny: Pretrain, tmp_path: Path, name: str
