@@ -34,14 +34,14 @@ def token_loss(scores_BMP: Tensor, tokens_BM: Tensor) -> Tensor:
 
 
 def feature_loss(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Squared distance [B, M] of predicted and target features, each at unit length."""
+    """Squared distance [B, M] of predicted and target features, each at unit length (official)."""
     prediction = functional.normalize(prediction_BMP, dim=-1)
     target = functional.normalize(target_BMP, dim=-1)
     return (prediction - target).square().sum(dim=-1)
 
 
 def relative_loss(predicted_BM: Tensor, loss_BM: Tensor) -> Tensor:
-    """Cross-entropy of which of two hidden patches of an image is the harder one.
+    """Cross-entropy of which of two hidden patches of an image is the harder one (official form).
 
     With s = sigmoid(predicted_i - predicted_j): the mean of -log(s + 1e-6) where loss_i > loss_j
     and of -log(1 - s + 1e-6) where loss_i < loss_j, over the ordered pairs of all images. Equal

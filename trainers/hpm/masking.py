@@ -32,7 +32,7 @@ def draw_mask(
     num_hard: int,
     prefer: Literal["hard", "easy"] = "hard",
 ) -> Tensor:
-    """Mask [B, U] that hides exactly `num_masked` units of each image.
+    """Mask [B, U] that hides exactly `num_masked` units of each image (paper, Figure 3).
 
     The `num_hard` units that `select_hard` names are always hidden; of the others those with the
     highest noise (finite), which is uniform where noise is independent and identically distributed.

@@ -17,7 +17,7 @@ __all__ = [
 
 
 def peak_learning_rate(optim: Optim) -> float:
-    """Learning rate after warm-up: the base rate is for a global batch of 256."""
+    """Learning rate after warm-up: the base rate is for a global batch of 256 (official, MAE's)."""
     return optim.base_lr * optim.batch_size / 256
 
 
@@ -61,7 +61,7 @@ def num_hard(num_masked: int, share: float) -> int:
 
 
 def ema_momentum(epoch: float, *, start: float, end: float, ramp_epochs: float) -> float:
-    """The teacher's momentum: linear from `start`, and `end` from `ramp_epochs` on."""
+    """The teacher's momentum: linear from `start`, and `end` from `ramp_epochs` on (official)."""
     if epoch >= ramp_epochs:
         return end
     return start + (end - start) * epoch / ramp_epochs

@@ -29,7 +29,7 @@ def build_teacher(config: Pretrain, student: MaskedModel) -> MaskedModel:
 
 @torch.no_grad()
 def update_teacher(teacher: MaskedModel, student: MaskedModel, momentum: float) -> None:
-    """Move the teacher's weights towards the student's."""
+    """Move the teacher's weights towards the student's, once a step (paper, Figure 3)."""
     source = dict(student.named_parameters())
     names, trailing = zip(*teacher.named_parameters(), strict=True)
     torch._foreach_lerp_(trailing, [source[name] for name in names], 1.0 - momentum)

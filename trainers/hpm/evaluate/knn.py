@@ -89,7 +89,10 @@ def nearest(queries_ND: Tensor, bank_MD: Tensor, k: int) -> tuple[Tensor, Tensor
 
 
 def vote(similarity_NK: Tensor, labels_NK: Tensor, *, classes: int, temperature: float) -> Tensor:
-    """Guesses [N, up to 5] from neighbours, nearest first; a class without a vote is no guess."""
+    """Guesses [N, up to 5] from neighbours, nearest first; a class without a vote is no guess.
+
+    Official, and DINO's: a neighbour's vote is exp(similarity / temperature).
+    """
     # Relative to the nearest neighbour: the same order of classes, and exp cannot overflow.
     relative_NK = similarity_NK.double() - similarity_NK[:, :1].double()
     votes_NC = torch.zeros(len(labels_NK), classes, dtype=torch.float64)

@@ -45,7 +45,7 @@ def draw_mixing(augment: Augment, image_size: int, rng: np.random.Generator) -> 
 
 
 def smooth(labels_B: Tensor, *, classes: int, smoothing: float) -> Tensor:
-    """Targets [B, C] of sum 1: of each label a part is spread evenly over all classes."""
+    """Targets [B, C] of sum 1: of each label a part is spread evenly over all classes (timm's)."""
     sure_BC = one_hot(labels_B, classes).float()
     return (1.0 - smoothing) * sure_BC + smoothing / classes
 

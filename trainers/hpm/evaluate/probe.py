@@ -24,7 +24,7 @@ __all__ = ["Probe"]
 
 @final
 class Probe:
-    """Batch normalisation without parameters and a linear layer, trained by SGD with momentum.
+    """Batch normalisation without parameters and a linear layer, trained by SGD (official).
 
     `done` counts its updates, of which an epoch has `epoch_steps`.
     """
