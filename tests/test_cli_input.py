@@ -20,7 +20,7 @@ from ablation.plan import Plan, plan
 from ablation.process import Process
 from ablation.protocol import Place
 from ablation.study import load_study
-from ablation.supervise import RUN
+from ablation.supervise import BEGUN, RUN
 from ablation.testing import ignore, new_ledger, stop_after
 from ablation.toy import TRAINER
 from leaks import MLFLOW_LEAKS
@@ -430,6 +430,24 @@ def test_run__of_a_supervisor_tries_nothing_again_under_its_next_driver(lab, mon
         monkeypatch.setattr("ablation.cli.run_name", lambda *, inline, run=run: run)
         assert main(["run", "toys.yaml", "--inline"]) == 1
         assert len(stage.attempts()) == count
+
+
+def test_run__begun_again_takes_no_empty_mount_point_for_a_ledger(lab, capsys, monkeypatch):
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    monkeypatch.setenv(BEGUN, str(lab / "begun"))
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    (lab / "results").rename(lab / "hidden")
+    (lab / "results").mkdir()
+    capsys.readouterr()
+    assert main(["run", "toys.yaml", "--inline"]) == 2
+    assert f"{lab}/results/ledger.json" in capsys.readouterr().err
+    assert list((lab / "results").iterdir()) == []
+    (lab / "results").rmdir()
+    (lab / "hidden").rename(lab / "results")
+    assert main(["run", "toys.yaml", "--inline"]) == 0
+    monkeypatch.setenv(BEGUN, str(lab / "another"))
+    monkeypatch.setenv("ABLATION_STORAGE", "elsewhere")
+    assert main(["run", "toys.yaml", "--inline"]) == 0
 
 
 def test_run__leaves_a_failure_alone_that_another_driver_is_at(lab, capsys, monkeypatch):

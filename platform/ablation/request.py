@@ -14,6 +14,7 @@ from ablation.problems import Problem, StudyError
 from ablation.profile import Profile, load_profile, parse_data
 from ablation.protocol import Trainer
 from ablation.study import AbsentError, Study, study_of
+from ablation.supervise import is_begun
 from ablation.trainers import load_trainer
 
 __all__ = ["glimpse", "ledger_of", "planned", "planned_one", "profile_of"]
@@ -45,10 +46,10 @@ def _usual_file() -> Path | None:
 def ledger_of(profile: Profile) -> Ledger:
     """The profile's ledger, or the place for one.
 
-    Raises StorageError where it cannot be read.
+    Raises StorageError where it cannot be read, or is not there any more.
     """
     ledger = Ledger.open(profile.storage)
-    ledger.check(empty=True)
+    ledger.check(empty=not is_begun())
     return ledger
 
 

@@ -32,6 +32,7 @@ from ablation.spreadsheet import to_csv
 from ablation.stage_folder import StageFolder
 from ablation.storage import LostStorageError
 from ablation.submitted import keep
+from ablation.supervise import note_begun
 from ablation.table import Table, tabulate
 from ablation.terms import Terms
 from ablation.why import work_lost
@@ -78,6 +79,7 @@ class Run:
         if todo:
             with self._executor() as execute:
                 self.ledger.check_writable()
+                note_begun()
                 lost = self._execute(todo, standings, execute)
             standings = self._patient.standings(self.plan.stages)
         else:

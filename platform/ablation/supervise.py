@@ -7,9 +7,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
-__all__ = ["FAILED", "RUN", "run_name", "supervise"]
+__all__ = ["BEGUN", "FAILED", "RUN", "is_begun", "note_begun", "run_name", "supervise"]
 
 FAILED = 3
 """What a supervised driver ends with where a cell failed: with 1 end crashes too, Ray's among them
@@ -18,6 +20,10 @@ where it has lost its head node."""
 RUN = "ABLATION_RUN"
 """The variable that names one run to all drivers of a supervisor, so that what failed under each
 counts."""
+
+BEGUN = "ABLATION_BEGUN"
+"""The variable that names a file which a supervisor's first driver makes when the ledger is there:
+for the next ones a storage without it is a disk that is not mounted, and no new ledger."""
 
 _WRONG_INPUT = 2
 """Where a driver was lost before, the input was right, and its cluster is not back yet."""
@@ -43,6 +49,17 @@ def run_name(*, inline: bool) -> str:
     return run if inline else f"{run}.{secrets.token_hex(4)}"
 
 
+def is_begun() -> bool:
+    """Whether an earlier driver of the same supervisor has had its ledger."""
+    return bool(mark := os.environ.get(BEGUN)) and Path(mark).exists()
+
+
+def note_begun() -> None:
+    """Say to later drivers of the same supervisor that the ledger is there."""
+    if mark := os.environ.get(BEGUN):
+        Path(mark).touch()
+
+
 def supervise(
     command: Sequence[str],
     say: Callable[[str], None],
@@ -59,7 +76,9 @@ def supervise(
     each is twice the one before.
     """
     first_s, longest_s = pauses_s
-    environment = {**os.environ, RUN: secrets.token_hex(4)}
+    scratch = TemporaryDirectory(prefix="ablation-")
+    mark = str(Path(scratch.name) / "begun")
+    environment = {**os.environ, RUN: secrets.token_hex(4), BEGUN: mark}
     child: subprocess.Popen[bytes] | None = None
     stopped = threading.Event()
 
@@ -94,6 +113,7 @@ def supervise(
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+        scratch.cleanup()
 
 
 def _how(code: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablation.retries import run_of
-from ablation.supervise import FAILED, RUN, run_name, supervise
+from ablation.supervise import BEGUN, FAILED, RUN, run_name, supervise
 
 SOON = 20.0
 PYTHON = (sys.executable, "-S", "-E", "-c")
@@ -111,6 +111,17 @@ def test_run_name__has_a_drivers_own_part_where_stages_may_outlive_it(monkeypatc
     names = [run_name(inline=False) for _ in range(2)]
     assert names[0] != names[1]
     assert [*map(run_of, names)] == ["one", "one"]
+
+
+def test_supervise__gives_its_drivers_a_place_to_say_that_they_began(lives):
+    mark = f"open(os.environ['{BEGUN}'], 'x').close()"
+    seen = f"open('seen', 'w').write(os.environ['{BEGUN}'] * os.path.exists(os.environ['{BEGUN}']))"
+    command = driver(f"{mark}; os._exit(9)", f"{seen}; sys.exit(0)")
+    assert supervise(command, lambda text: None, pauses_s=(0.01, 0.01)) == 0
+    told = Path("seen").read_text()
+    assert told
+    assert not Path(told).exists()
+    assert BEGUN not in os.environ
 
 
 def signalled(sent: signal.Signals, when: Path) -> None:
