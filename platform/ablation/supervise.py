@@ -7,9 +7,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
+
+from ablation.process import scratch_folder
 
 __all__ = ["BEGUN", "FAILED", "RUN", "is_begun", "note_begun", "run_name", "supervise"]
 
@@ -57,7 +59,8 @@ def is_begun() -> bool:
 def note_begun() -> None:
     """Say to later drivers of the same supervisor that the ledger is there."""
     if mark := os.environ.get(BEGUN):
-        Path(mark).touch()
+        with suppress(OSError):  # of a supervisor that is gone
+            Path(mark).touch()
 
 
 def supervise(
@@ -76,7 +79,7 @@ def supervise(
     each is twice the one before.
     """
     first_s, longest_s = pauses_s
-    scratch = TemporaryDirectory(prefix="ablation-")
+    scratch = scratch_folder()
     mark = str(Path(scratch.name) / "begun")
     environment = {**os.environ, RUN: secrets.token_hex(4), BEGUN: mark}
     child: subprocess.Popen[bytes] | None = None
