@@ -53,7 +53,8 @@ def run_name(*, inline: bool) -> str:
 
 def is_begun() -> bool:
     """Whether an earlier driver of the same supervisor has had its ledger."""
-    return bool(mark := os.environ.get(BEGUN)) and Path(mark).exists()
+    mark = os.environ.get(BEGUN, "")
+    return bool(mark) and Path(mark).exists()
 
 
 def note_begun() -> None:
