@@ -54,16 +54,17 @@ class Nodes:
             self.add()
 
     def replace_head(self) -> None:
-        """The head alone loses its power; a new cluster comes to its address beside what is left.
+        """The head alone loses its power; a new cluster comes to its address.
 
-        The nodes that had it find out within `RAY_gcs_rpc_server_reconnect_timeout_s`; until then
-        their workers work on.
+        The nodes that had it find out, and end, within `RAY_gcs_rpc_server_reconnect_timeout_s`;
+        until then their workers work on, and Ray starts no other head beside them on one machine.
         """
-        self._cut(self._running[0])
-        orphans = self._running[1:]
+        head, *orphans = self._running
+        self._cut(head)
+        for orphan in orphans:
+            orphan.wait(_START_WITHIN_S)
         self._running.clear()
         self.start()
-        self._running += orphans
 
     def add(self) -> None:
         """Start one more node."""
