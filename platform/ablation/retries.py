@@ -3,13 +3,14 @@
 | an attempt ended | it is tried again |
 |---|---|
 | preempted, interrupted | always |
-| lost | always, unless it is the fifth in a row that did not get a step further |
+| lost | always, unless it is the fifth in a row that did not get a step further (below) |
 | failed by an exception | as often as `max_failures` says; never after the same one at one step |
 | failed as something it needs is away | after 2 s, then 4 s, up to a minute, for `patience_s` |
 | failed for memory, or finally | never: another try would end the same way |
 
 Only attempts of the present run count, so that whoever runs a failed study again gets a new try;
-and of losses those under the present driver, for others' workers may have died with it.
+and of losses those under the present driver, for others' workers may have died with it, and those
+on a machine that another try came to afterwards, for the others may have been lost with theirs.
 """
 
 from collections.abc import Sequence
@@ -78,14 +79,20 @@ def pause_s(attempts: Sequence[Attempt]) -> float:
 
 def _crashing(attempts: Sequence[Attempt]) -> str | None:
     at = attempts[-1].from_step
-    row = takewhile(lambda a: a.ended == "lost" and a.from_step == at, reversed(attempts))
+    row = [*takewhile(lambda a: a.ended == "lost" and a.from_step == at, reversed(attempts))][::-1]
     furthest, in_place = at, 0
-    for attempt in reversed([*row]):
-        in_place = 0 if (attempt.step or 0) > furthest else in_place + 1
-        furthest = max(furthest, attempt.step or 0)
+    for place, attempt in enumerate(row):
+        if (attempt.step or 0) > furthest:
+            furthest, in_place = attempt.step or 0, 0
+        elif attempt is row[-1] or _host(attempt) in map(_host, row[place + 1 :]):
+            in_place += 1
     if in_place < MAX_LOSSES_IN_PLACE:
         return None
     return f"its process was lost {in_place} times in a row at step {furthest}"
+
+
+def _host(attempt: Attempt) -> str:
+    return str(attempt.provenance.get("host", ""))
 
 
 def _failing(attempts: Sequence[Attempt], max_failures: int, patience_s: float) -> str | None:

@@ -71,6 +71,19 @@ def test_enough__five_losses_in_a_row_in_place():
     assert reason == "its process was lost 5 times in a row at step 4"
 
 
+def test_enough__a_loss_counts_where_its_machine_outlived_it():
+    """Which is seen when another try comes to it; the last may be one of its kind."""
+
+    def on(*hosts: str) -> Sequence[Attempt]:
+        return tries(*[lost(4, 4, provenance={"host": host}) for host in hosts])
+
+    assert enough(on(*"abcdefghij"), max_failures=0) is None
+    assert enough(on(*"abababab"), max_failures=0) is not None
+    assert enough(on(*"aaaab"), max_failures=0) is None
+    assert enough(on(*"aaaaa"), max_failures=0) is not None
+    assert enough(on(*"xaaayaa"), max_failures=0) is not None
+
+
 def test_enough__a_process_that_left_no_word_got_nowhere():
     """It died before its first beat, on whatever machine."""
     assert enough(tries(*[lost(4, None)] * 5), max_failures=0) is not None
