@@ -186,7 +186,7 @@ def test_schema__is_json_with_the_trainers_names(capsys):
 def test_trainers__lists_what_is_installed(capsys):
     assert main(["trainers"]) == 0
     out = capsys.readouterr().out
-    assert "hpm (result version 2)" in out
+    assert "hpm (result version 3)" in out
     assert "toy (result version 1)\n  stages: train, noise, score, probe\n" in out
 
 
