@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -281,7 +282,8 @@ def test_why__knows_a_cell_by_all_its_names(cell, results, capsys):
 def lose(results: Path, *, steps: int, run: str = "") -> None:
     """A lost attempt in front of a row's first one, or the one to come."""
     stage = Ledger.open(results).stage(planned().cells[0].stages[0].digest)
-    tried = stage.begin_attempt(time_ms=1_700_000_000_000, from_step=0, run=run, provenance={})
+    here = {"host": socket.gethostname()}
+    tried = stage.begin_attempt(time_ms=1_700_000_000_000, from_step=0, run=run, provenance=here)
     process = Process(host="gone", pid=1, born="")
     claim = Claim(
         name="000001-aa",
