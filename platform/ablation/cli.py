@@ -6,7 +6,6 @@ imported only by the commands that use them.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -25,24 +24,21 @@ from ablation.cells import Failed, Finished, Standing
 from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
+from ablation.place_commands import doctor, schema, trainers, ui
 from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
-from ablation.request import glimpse, ledger_of, planned, planned_one, profile_of
+from ablation.request import InputError, glimpse, ledger_of, planned, planned_one, profile_of
 from ablation.storage import LostStorageError, StorageError
 from ablation.submitted import check_names, data_of, text_of
 from ablation.supervise import run_name, supervise
-from ablation.trainers import TrainerError, find_trainers, load_trainer
+from ablation.trainers import TrainerError
 
 if TYPE_CHECKING:
     from ablation.running import Run
     from ablation.table import Table
 
 __all__ = ["main"]
-
-
-class _InputError(Exception):
-    """The input was wrong, in words for people."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LostStorageError as error:
         _say(f"{error} Run the same command again when the storage answers.")
         return os.EX_TEMPFAIL
-    except (StudyError, StorageError, PlaceError, TrainerError, _InputError) as error:
+    except (StudyError, StorageError, PlaceError, TrainerError, InputError) as error:
         _say(str(error))
         return 2
     except KeyboardInterrupt:
@@ -104,7 +100,7 @@ def _resume(options: argparse.Namespace) -> int:
     text = text_of(ledger, options.name)
     if text is None:
         known = nearest(options.name, ledger.studies())
-        raise _InputError(f"{public(profile.storage)} holds no study {options.name!r}.{known}")
+        raise InputError(f"{public(profile.storage)} holds no study {options.name!r}.{known}")
     profile = replace(profile, data={**data_of(ledger, options.name), **profile.data})
     with TemporaryDirectory(prefix="ablation-") as folder:
         options.study = Path(folder) / f"{options.name}.yaml"
@@ -248,43 +244,6 @@ def _print(*shown: RenderableType) -> None:
         print("\n" * bool(at) + captured.get(), end="")
 
 
-def _ui(options: argparse.Namespace) -> int:
-    from ablation.serve import serve
-    from ablation.tracking import TRACKING_ERRORS
-
-    profile = profile_of(options)
-    ledger = ledger_of(profile)
-    uri, embedded = profile.mlflow(ledger.storage.local)
-    if embedded is None:
-        raise _InputError(f"ui is for the embedded store; this profile's server is {public(uri)}.")
-    if not (studies := ledger.studies()):
-        raise _InputError(f"{public(profile.storage)} holds no study to show. Run one first.")
-    try:
-        serve(uri, studies, port=options.port)
-    except TRACKING_ERRORS as error:
-        raise _InputError(f"{uri} must be a store of this MLflow: {error}") from error
-
-
-def _schema(options: argparse.Namespace) -> int:
-    from ablation.schema import json_schema
-
-    print(json.dumps(json_schema(load_trainer(options.trainer)), indent=2))
-    return 0
-
-
-def _trainers(options: argparse.Namespace) -> int:
-    for name in sorted(find_trainers()):
-        trainer = load_trainer(name)
-        print(f"{name} (result version {trainer.result_version})")
-        for label, names in (
-            ("stages", trainer.stages()),
-            ("presets", trainer.presets()),
-            ("metrics", trainer.metrics()),
-        ):
-            print(f"  {label}: {', '.join(names)}")
-    return 0
-
-
 _COMMANDS = {
     "plan": _plan,
     "run": _run,
@@ -294,7 +253,8 @@ _COMMANDS = {
     "why": _why,
     "verify-resume": _verify_resume,
     "sync": _sync,
-    "ui": _ui,
-    "schema": _schema,
-    "trainers": _trainers,
+    "doctor": doctor,
+    "ui": ui,
+    "schema": schema,
+    "trainers": trainers,
 }

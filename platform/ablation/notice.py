@@ -20,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.parse import urljoin
 from urllib.request import ProxyHandler, Request, build_opener
 
-__all__ = ["SIGTERM", "Watch", "announced"]
+__all__ = ["SIGTERM", "Watch", "announced", "silence"]
 
 _LOOK_EVERY_S = 1.0
 _ANSWER_WITHIN_S = 2.0
@@ -42,6 +42,18 @@ def announced(at: str) -> str:
         _warn_once(at, str(error))  # no answer is no news
         return ""
     return "" if text.upper() in _NONE else f"{at} says {text.splitlines()[0][:100]}"
+
+
+def silence(at: str) -> str:
+    """Why a file or an address could not announce anything; empty where it could."""
+    if not at.startswith(("http://", "https://")):
+        folder = Path(at).parent
+        return "" if folder.is_dir() else f"its folder {folder} is not there"
+    try:
+        _answer(at)
+    except (OSError, ValueError, HTTPException) as error:
+        return str(error)
+    return ""
 
 
 def _answer(at: str) -> str:

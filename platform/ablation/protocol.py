@@ -148,3 +148,7 @@ class Trainer(Protocol):
     def check(self, config: Any, workers: int, /) -> str | None:
         """Why a valid configuration cannot run on so many workers; None where it can."""
         ...
+
+    def devices(self) -> int:
+        """How many GPUs of this machine it can compute on."""
+        ...

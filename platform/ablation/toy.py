@@ -162,10 +162,7 @@ class ToyTrainer:
         return {"data": config.data} if isinstance(config, Toy) and config.data else {}
 
     def fingerprint(self, path: str, name: str, place: Place, /) -> str:
-        """SHA-256 of a file.
-
-        Raises LookupError where the place does not say where it is.
-        """
+        """SHA-256 of a file; raises LookupError where the place does not say where it is."""
         if name not in place.data:
             raise LookupError(f"The place must say where {name!r} lies, it does not.")
         return hashlib.sha256(place.data[name].read_bytes()).hexdigest()
@@ -178,6 +175,10 @@ class ToyTrainer:
         if isinstance(config, Toy) and config.batch % workers:
             return f"batch must be divisible by {workers} workers, got {config.batch}."
         return None
+
+    def devices(self) -> int:
+        """It computes on no GPU."""
+        return 0
 
 
 def _train(

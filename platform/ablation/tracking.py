@@ -1,4 +1,4 @@
-"""The MLflow mirror of the ledger: the only module that knows MLflow.
+"""The MLflow mirror of the ledger.
 
 One experiment a study, one parent run with its tables, one child run a cell, found by tag. The
 mirror only repeats what the ledger holds, with the ledger's own timestamps, so that MLflow drops
@@ -7,8 +7,6 @@ several runs with one tag, which drivers make that begin at once, the oldest is 
 sees the others deletes them.
 """
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,38 +17,24 @@ from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
 
 from ablation.cells import Cell, Finished, PlannedStage, Standing, Waiting
 from ablation.curves import Point, curves, journal, points
 from ablation.journal import Record
 from ablation.ledger import Ledger
+from ablation.mlflow_server import connect, find_experiment
 from ablation.pictures import figures
 from ablation.plan import Plan
 from ablation.run_words import params, status, tags
 from ablation.runs_page import VIEW_TAG, page, view
 
-__all__ = ["TRACKING_ERRORS", "Mirror", "pages"]
-
-TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
-"""What a tracking store raises that is away, full, broken or without its driver."""
+__all__ = ["Mirror", "pages"]
 
 _CELL, _STUDY, _FIGURES = "ablation.cell", "ablation.study", "ablation.figures"
 _GONE = "(no longer in the study)"
 _TRIES = 3
 _IN_THE_WAY = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _METRICS_PER_BATCH = 1000  # MLflow's limit
-_SETTINGS = {
-    # MLflow's own are 7 tries more of 120 s each. A hanging server costs half a minute with these;
-    # whoever follows a study tries again later.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    # A server may ask for hours, and the request would sleep for them.
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    # Stdout is for results.
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 @dataclass(slots=True)
@@ -58,7 +42,7 @@ class Mirror:
     """A study's experiment at a tracking URI.
 
     `artifacts` is the folder of an embedded store's artifacts, None where a server decides. Every
-    method may raise TRACKING_ERRORS and what the drivers of artifact stores raise.
+    method may raise `mlflow_server.TRACKING_ERRORS` and what the drivers of artifact stores raise.
     """
 
     plan: Plan
@@ -75,12 +59,9 @@ class Mirror:
 
     def open(self) -> None:
         """Find or make the experiment, the parent run, and a run for every cell."""
-        # What goes wrong is raised; beside that, a store of its own logs a traceback each time.
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        self._client = MlflowClient(self.uri)
-        self._experiment = self._find_experiment(self.plan.study.name)
+        name, artifacts = self.plan.study.name, self.artifacts
+        self._client = connect(self.uri)
+        self._experiment = find_experiment(self._client, name, artifacts and artifacts / name)
         self._settled(self._settle)
         tag = partial(self._client.set_experiment_tag, self._experiment, VIEW_TAG)
         self._settled(partial(tag, view(self.plan.study.metrics)))
@@ -126,23 +107,6 @@ class Mirror:
 
     def _run(self, cell: Cell) -> str:
         return str(self._runs[_key(cell)].info.run_id)
-
-    def _find_experiment(self, name: str) -> str:
-        try:
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
-                at = self.artifacts
-                location = None if at is None else (at / name).absolute().as_uri()
-                kind = {"mlflow.experimentKind": "custom_model_development"}
-                return str(self._client.create_experiment(name, location, kind))
-            if found.lifecycle_stage == "deleted":
-                self._client.restore_experiment(found.experiment_id)
-        except MlflowException as error:
-            # Another driver may have made it, or brought it back, in this moment.
-            beaten = error.error_code in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-            if not beaten or (found := self._client.get_experiment_by_name(name)) is None:
-                raise
-        return str(found.experiment_id)
 
     def _settled(self, act: Callable[[], None]) -> None:
         """Act, and again where another driver, with an older run or the same tag, came first."""
@@ -289,7 +253,7 @@ class Mirror:
 
 def pages(uri: str, studies: Iterable[str]) -> dict[str, str]:
     """Pages, as `Mirror.page`, of the studies that a tracking store has."""
-    client = MlflowClient(uri)
+    client = connect(uri)
     found = {study: client.get_experiment_by_name(study) for study in studies}
     return {study: page(at.experiment_id) for study, at in found.items() if at is not None}
 

@@ -105,6 +105,10 @@ class Witness:
         """The trainer's."""
         return self.trainer.check(config, workers)
 
+    def devices(self) -> int:
+        """The trainer's."""
+        return self.trainer.devices()
+
     def traces(self, stage: str) -> tuple[Trace, ...]:
         """All that was written down of a stage, by step."""
         folder = f"traces/{stage}"

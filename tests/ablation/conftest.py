@@ -126,6 +126,9 @@ class Bakery:
     def check(self, config: Any, workers: int, /) -> str | None:
         return None
 
+    def devices(self) -> int:
+        return 0
+
 
 Reader = Callable[[str], Study]
 

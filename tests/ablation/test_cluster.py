@@ -5,11 +5,13 @@ import pytest
 import ray
 
 from ablation.cells import Cell, Failed, Finished
+from ablation.doctor import diagnose
 from ablation.events import Event, Observe
 from ablation.executors.cluster import run_cluster
 from ablation.executors.connection import connected
 from ablation.layout import Layout, PlaceError
 from ablation.ledger import Ledger
+from ablation.profile import Profile
 from ablation.protocol import Place, Trainer
 from ablation.terms import Terms
 from ablation.testing import (
@@ -167,3 +169,19 @@ def _run(cells, folder, layout, observe=lambda event: None):
         observe=observe,
         terms=paced(0),
     )
+
+
+def test_doctor__of_a_place_where_all_is_well_but_the_data(tmp_path):
+    """It leaves the storage as it was."""
+    data = {"here": str(tmp_path), "gone": str(tmp_path / "gone")}
+    place = Profile(storage=str(tmp_path / "results"), data=data, gpus_per_worker=0)
+    findings = [*diagnose(place, trainer="toy")]
+    assert [(finding.part.split()[0], bool(finding.remedy)) for finding in findings] == [
+        ("this", False),
+        ("storage", False),
+        ("MLflow", False),
+        ("cluster", False),
+        ("node", True),
+    ]
+    assert findings[-1].found == f"gone is not at {tmp_path / 'gone'}"
+    assert not [*(tmp_path / "results").iterdir()]

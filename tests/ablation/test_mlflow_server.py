@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from ablation.execute import never
 from ablation.executors.inline import run_inline
 from ablation.follow import Follower
+from ablation.mlflow_server import try_out
 from ablation.plan import Plan
 from ablation.protocol import Place
 from ablation.table import tabulate
@@ -384,3 +385,24 @@ def _before_first(server: Server, path: str, act: Callable[[], None]) -> None:
 
 def ignore_text(text: str) -> None:
     pass
+
+
+def test_try_out__leaves_no_run(server):
+    import mlflow
+
+    for _ in range(2):
+        assert try_out(server.uri) == mlflow.__version__
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("ablation-doctor")
+    assert not client.search_runs([experiment.experiment_id])
+
+
+def test_try_out__of_a_server_that_takes_no_run(server):
+    def refuse(server: Server, environ: dict[str, Any], start: Any) -> Answer:
+        if environ["PATH_INFO"].endswith("runs/create"):
+            return _answer("403 Forbidden", body=b"Permission denied")(server, environ, start)
+        return server.application(environ, start)
+
+    server.trouble = refuse
+    with pytest.raises(MlflowException, match="Permission denied"):
+        try_out(server.uri)

@@ -16,11 +16,12 @@ from ablation.execute import never
 from ablation.executors.inline import run_inline
 from ablation.follow import Follower
 from ablation.ledger import Ledger
+from ablation.mlflow_server import TRACKING_ERRORS
 from ablation.plan import Plan
 from ablation.protocol import Place
 from ablation.table import tabulate
 from ablation.testing import ToyTrainer, ignore, new_ledger, paced, stop_after
-from ablation.tracking import TRACKING_ERRORS, Mirror, pages
+from ablation.tracking import Mirror, pages
 from leaks import MLFLOW_LEAKS
 
 pytestmark = MLFLOW_LEAKS

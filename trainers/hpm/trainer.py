@@ -109,6 +109,12 @@ class HpmTrainer:
         """Why a configuration cannot run on so many workers; None where it can."""
         return unshared(settings, workers)
 
+    def devices(self) -> int:
+        """How many GPUs of this machine it can compute on."""
+        import torch
+
+        return torch.cuda.device_count()
+
 
 # The one place where imports belong into functions: a plan needs these stages, but no torch.
 def _load_pretrain() -> _Run:

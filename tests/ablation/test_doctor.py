@@ -1,0 +1,143 @@
+"""What the doctor says of what it finds; test_cluster has it look at a real cluster."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ablation.doctor import about_nodes
+from ablation.examined import Examination, Questions, examine, versions
+from ablation.executors.probe import Node
+from ablation.profile import Profile
+from ablation.storage import Storage
+
+MINE = {"python": "3.11.9", "torch": "2.9.0"}
+PROFILE = Profile(data={"cifar10": "/data/cifar10"}, loaders=2, notice="/run/notice/end")
+WELL = Examination(
+    versions=MINE,
+    data={"cifar10": ("test.parquet", "train.parquet")},
+    storage="",
+    notice="",
+    devices=0,
+    shared_memory=2**32,
+)
+
+
+def node(answer: Examination | str, address: str = "10.0.0.1", **has: float) -> Node[Examination]:
+    return Node(address=address, resources={"CPU": 4, **has}, answer=answer)
+
+
+def said(*nodes: Node[Examination], profile: Profile = PROFILE) -> list[str]:
+    return [f"{f.part}: {f.found}" for f in about_nodes(nodes, profile, MINE) if f.remedy]
+
+
+def test_node__that_is_well():
+    (finding,) = about_nodes([node(WELL)], PROFILE, MINE)
+    assert finding.part == "node 10.0.0.1"
+    assert finding.found == "4 CPUs and 0 GPUs, sees the storage, cifar10"
+    assert not finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("ill", "found"),
+    [
+        (
+            {"versions": {"python": "3.11.9", "torch": "2.8.0"}},
+            "it has torch 2.8.0, and this machine torch 2.9.0",
+        ),
+        ({"data": {"cifar10": None}}, "cifar10 is not at /data/cifar10"),
+        ({"storage": "it is another one there"}, "storage: it is another one there"),
+        ({"notice": "refused"}, "/run/notice/end does not answer: refused"),
+        ({"devices": 2}, "Ray counts 0 GPUs, and the trainer can use 2"),
+        (
+            {"devices": "No module named 'torch'"},
+            "the trainer cannot look for GPUs: No module named 'torch'",
+        ),
+        (
+            {"shared_memory": 2**26},
+            "/dev/shm has 0.06 GiB free, too few for loader processes",
+        ),
+    ],
+)
+def test_node__that_is_ill(ill, found):
+    assert said(node(replace(WELL, **ill))) == [f"node 10.0.0.1: {found}"]
+
+
+def test_node__whose_data_are_not_those_of_the_first():
+    """The first that has any: one without them is told of by itself."""
+    other = replace(WELL, data={"cifar10": ("train.parquet",)})
+    none = replace(WELL, data={"cifar10": None})
+    assert said(node(none, "a"), node(WELL, "b"), node(other, "c")) == [
+        "node a: cifar10 is not at /data/cifar10",
+        "node c: /data/cifar10 holds 1 names, not those of the other nodes' cifar10",
+    ]
+
+
+def test_node__that_cannot_be_asked():
+    assert said(node("it gave no answer for 3 s")) == [
+        "node 10.0.0.1: cannot be asked: it gave no answer for 3 s"
+    ]
+
+
+@pytest.mark.parametrize("memory", [None, 2**26])
+def test_node__needs_shared_memory_for_loaders_only(memory):
+    assert not said(node(replace(WELL, shared_memory=memory)), profile=replace(PROFILE, loaders=0))
+    assert not said(node(replace(WELL, shared_memory=None)))
+
+
+def test_node__needs_only_those_versions_that_both_have():
+    assert not said(node(replace(WELL, versions={"torch": "2.9.0", "timm": "1.0.20"})))
+
+
+def questions(tmp_path: Path, **more: object) -> Questions:
+    storage = Storage.open(tmp_path / "results")
+    storage.write("mark", b"x")
+    return replace(Questions(storage=storage, mark="mark", trainer="toy"), **more)
+
+
+def test_examine__finds_what_is_there(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "b").touch()
+    (tmp_path / "set" / "a").touch()
+    data = {"set": tmp_path / "set", "file": tmp_path / "set" / "a", "none": tmp_path / "none"}
+    found = examine(questions(tmp_path, data=data, notice=str(tmp_path / "end")))
+    assert found.data == {"set": ("a", "b"), "file": (), "none": None}
+    assert (found.storage, found.notice, found.devices) == ("", "", 0)
+    assert found.versions == versions()
+    assert found.versions["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
+    assert (tmp_path / "results" / "mark").exists()
+    assert [each.name for each in (tmp_path / "results").iterdir()] == ["mark"]
+
+
+def test_examine__knows_another_disk_by_the_mark(tmp_path):
+    found = examine(questions(tmp_path, mark="of the driver"))
+    assert found.storage == "it is another one there: what was written here is not in it"
+
+
+def test_examine__of_a_storage_that_cannot_be_written(tmp_path):
+    asked = questions(tmp_path)
+    (tmp_path / "results").chmod(0o500)
+    (tmp_path / "results" / "mark").rename(tmp_path / "mark")
+    (tmp_path / "results").rmdir()
+    (tmp_path / "results").touch()
+    assert "Could not" in examine(asked).storage or "another one" in examine(asked).storage
+
+
+@pytest.mark.parametrize(
+    ("notice", "why"),
+    [
+        ("{}/none/end", "its folder {}/none is not there"),
+        ("http://127.0.0.1:9/end", "Connection refused"),
+    ],
+)
+def test_examine__of_a_source_of_notices_that_is_none(notice, why, tmp_path):
+    found = examine(questions(tmp_path, notice=notice.format(tmp_path)))
+    assert why.format(tmp_path) in found.notice
+
+
+def test_examine__of_a_trainer_that_does_not_load(tmp_path):
+    found = examine(questions(tmp_path, trainer="bakery"))
+    assert found.devices == (
+        "ablation.trainers.TrainerError: trainer must be installed, got 'bakery'. There are hpm, toy."
+    )
