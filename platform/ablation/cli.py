@@ -6,14 +6,15 @@ imported only by the commands that use them.
 """
 
 import argparse
-import json
+import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,15 @@ from ablation.cells import Failed, Finished, Standing
 from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
+from ablation.place_commands import schema, trainers, ui
 from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
-from ablation.request import glimpse, ledger_of, planned, planned_one, profile_of
+from ablation.request import InputError, glimpse, ledger_of, planned, planned_one, profile_of
 from ablation.storage import LostStorageError, StorageError
 from ablation.submitted import check_names, data_of, text_of
 from ablation.supervise import run_name, supervise
-from ablation.trainers import TrainerError, find_trainers, load_trainer
+from ablation.trainers import TrainerError
 
 if TYPE_CHECKING:
     from ablation.running import Run
@@ -40,9 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-
-class _InputError(Exception):
-    """The input was wrong, in words for people."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,26 +50,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser(_COMMANDS).parse_args(arguments)
+    code = 0
     try:
         supervised = getattr(options, "supervise", False)
         code = int(_supervise(arguments) if supervised else options.command(options))
         sys.stdout.flush()
-        return code
     except LostPlaceError as error:
         _say(str(error))
         return os.EX_TEMPFAIL
     except LostStorageError as error:
         _say(f"{error} Run the same command again when the storage answers.")
         return os.EX_TEMPFAIL
-    except (StudyError, StorageError, PlaceError, TrainerError, _InputError) as error:
+    except (StudyError, StorageError, PlaceError, TrainerError, InputError) as error:
         _say(str(error))
         return 2
     except KeyboardInterrupt:
         _say("Interrupted. What was committed is kept: the same command goes on from there.")
         return 130
     except BrokenPipeError:  # `ablation table | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _hush()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _say(
+            f"The disk of temporary files at {gettempdir()} is full: {error}. What was committed "
+            f"is kept. Make room, or name another folder in TMPDIR, and run the same command again."
+        )
+        return os.EX_TEMPFAIL
+    return code
+
+
+def _hush() -> None:
+    """Nobody reads stdout any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -77,7 +90,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # who reads no more still wants the work done
+        print(text, file=sys.stderr, flush=True)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -104,7 +118,7 @@ def _resume(options: argparse.Namespace) -> int:
     text = text_of(ledger, options.name)
     if text is None:
         known = nearest(options.name, ledger.studies())
-        raise _InputError(f"{public(profile.storage)} holds no study {options.name!r}.{known}")
+        raise InputError(f"{public(profile.storage)} holds no study {options.name!r}.{known}")
     profile = replace(profile, data={**data_of(ledger, options.name), **profile.data})
     with TemporaryDirectory(prefix="ablation-") as folder:
         options.study = Path(folder) / f"{options.name}.yaml"
@@ -147,7 +161,10 @@ def _finish(options: argparse.Namespace, profile: Profile) -> int:
 def _finish_one(run: "Run") -> int:
     standings, lost = run.finish()
     ledger = run.ledger.patient(run.profile.patience_s, _say)
-    _print_tables([_tabulated(run.plan, standings, ledger)])
+    try:
+        _print_tables([_tabulated(run.plan, standings, ledger)])
+    except BrokenPipeError:
+        _hush()
     for title, reason in lost.items():
         _say(f"{title}: lost ({reason}). Run the same command again.")
     complete = all(isinstance(standing, Finished) for standing in standings.values())
@@ -248,43 +265,6 @@ def _print(*shown: RenderableType) -> None:
         print("\n" * bool(at) + captured.get(), end="")
 
 
-def _ui(options: argparse.Namespace) -> int:
-    from ablation.serve import serve
-    from ablation.tracking import TRACKING_ERRORS
-
-    profile = profile_of(options)
-    ledger = ledger_of(profile)
-    uri, embedded = profile.mlflow(ledger.storage.local)
-    if embedded is None:
-        raise _InputError(f"ui is for the embedded store; this profile's server is {public(uri)}.")
-    if not (studies := ledger.studies()):
-        raise _InputError(f"{public(profile.storage)} holds no study to show. Run one first.")
-    try:
-        serve(uri, studies, port=options.port)
-    except TRACKING_ERRORS as error:
-        raise _InputError(f"{uri} must be a store of this MLflow: {error}") from error
-
-
-def _schema(options: argparse.Namespace) -> int:
-    from ablation.schema import json_schema
-
-    print(json.dumps(json_schema(load_trainer(options.trainer)), indent=2))
-    return 0
-
-
-def _trainers(options: argparse.Namespace) -> int:
-    for name in sorted(find_trainers()):
-        trainer = load_trainer(name)
-        print(f"{name} (result version {trainer.result_version})")
-        for label, names in (
-            ("stages", trainer.stages()),
-            ("presets", trainer.presets()),
-            ("metrics", trainer.metrics()),
-        ):
-            print(f"  {label}: {', '.join(names)}")
-    return 0
-
-
 _COMMANDS = {
     "plan": _plan,
     "run": _run,
@@ -294,7 +274,7 @@ _COMMANDS = {
     "why": _why,
     "verify-resume": _verify_resume,
     "sync": _sync,
-    "ui": _ui,
-    "schema": _schema,
-    "trainers": _trainers,
+    "ui": ui,
+    "schema": schema,
+    "trainers": trainers,
 }

@@ -17,7 +17,11 @@ from ablation.study import AbsentError, Study, study_of
 from ablation.supervise import is_begun
 from ablation.trainers import load_trainer
 
-__all__ = ["glimpse", "ledger_of", "planned", "planned_one", "profile_of"]
+__all__ = ["InputError", "glimpse", "ledger_of", "planned", "planned_one", "profile_of"]
+
+
+class InputError(Exception):
+    """The input was wrong, in words for people."""
 
 
 def profile_of(options: argparse.Namespace) -> Profile:
