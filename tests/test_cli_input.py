@@ -1,13 +1,16 @@
 """Input that is wrong, or odd, told in one message with nothing touched; on the toy trainer."""
 
+import errno
+import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ from ablation.group import Group, GroupOverError
 from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.plan import Plan, plan
-from ablation.process import Process
+from ablation.process import Process, this_process
 from ablation.protocol import Place
 from ablation.study import load_study
 from ablation.supervise import BEGUN, RUN
@@ -282,7 +285,7 @@ def test_why__knows_a_cell_by_all_its_names(cell, results, capsys):
 def lose(results: Path, *, steps: int, run: str = "") -> None:
     """A lost attempt in front of a row's first one, or the one to come."""
     stage = Ledger.open(results).stage(planned().cells[0].stages[0].digest)
-    here = {"host": socket.gethostname()}
+    here = {"machine": this_process().host}
     tried = stage.begin_attempt(time_ms=1_700_000_000_000, from_step=0, run=run, provenance=here)
     process = Process(host="gone", pid=1, born="")
     claim = Claim(
@@ -477,6 +480,34 @@ def test_run__that_lost_cells_may_be_begun_again(lab, capsys, monkeypatch):
     told = "slow, seed 0: lost (its disk is away). Run the same command again."
     assert told in capsys.readouterr().err
     assert main(["run", "toys.yaml", "--inline"]) == 0
+
+
+@pytest.mark.parametrize("unread", [{"stdout"}, {"stdout", "stderr"}], ids=len)
+@pytest.mark.parametrize("supervised", [[], ["--supervise"]], ids=len)
+def test_run__ends_with_its_code_where_nobody_reads_any_more(lab, monkeypatch, unread, supervised):
+    """As of `ablation run ... | tee log` whose tee is gone: the driver dies once, a cell fails."""
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    if supervised:
+        edit("slow: {rate: 0.1}", "slow: {rate: 0.1, die_at: 2}")
+    edit("fast: {rate: 0.3}", "fast: {rate: 0.3, fail_at: 2}")
+    command = [sys.executable, "-m", "ablation", "run", "toys.yaml", "--inline", *supervised]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ends: dict[str, Any] = dict.fromkeys(unread, writer)
+    ended = subprocess.run([*command, "--data", f"scratch={lab}"], **ends, check=False)
+    os.close(writer)
+    assert ended.returncode == 1
+    assert (Path("results") / "studies" / "toys" / "table.md").exists()
+
+
+def test_resume__with_no_room_for_temporary_files_is_no_traceback(results, capsys, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ablation.cli.TemporaryDirectory", full)
+    assert main(["resume", "toys"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"The disk of temporary files at {gettempdir()} is full: ")
 
 
 def test_run__heeds_a_notice_where_it_works_itself(lab, capsys, monkeypatch):

@@ -14,9 +14,9 @@ An attempt that says nothing is running, or died without a word: whoever takes t
 records that it was lost, or preempted where it had had notice.
 """
 
-Cause: TypeAlias = Literal["exception", "away", "memory", "final"]
+Cause: TypeAlias = Literal["exception", "away", "memory", "final", "node"]
 """Why an attempt failed: an exception, something that is away and may come back, too little memory,
-or what no other try can change."""
+or what no other try can change. Why it was lost, where that is known: with the node of a peer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,15 @@ imported only by the commands that use them.
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -40,17 +42,19 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser(_COMMANDS).parse_args(arguments)
+    code = 0
     try:
         supervised = getattr(options, "supervise", False)
         code = int(_supervise(arguments) if supervised else options.command(options))
         sys.stdout.flush()
-        return code
     except LostPlaceError as error:
         _say(str(error))
         return os.EX_TEMPFAIL
@@ -64,8 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("Interrupted. What was committed is kept: the same command goes on from there.")
         return 130
     except BrokenPipeError:  # `ablation table | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _hush()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _say(
+            f"The disk of temporary files at {gettempdir()} is full: {error}. What was committed "
+            f"is kept. Make room, or name another folder in TMPDIR, and run the same command again."
+        )
+        return os.EX_TEMPFAIL
+    return code
+
+
+def _hush() -> None:
+    """Nobody reads stdout any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -73,7 +90,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # who reads no more still wants the work done
+        print(text, file=sys.stderr, flush=True)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -143,7 +161,10 @@ def _finish(options: argparse.Namespace, profile: Profile) -> int:
 def _finish_one(run: "Run") -> int:
     standings, lost = run.finish()
     ledger = run.ledger.patient(run.profile.patience_s, _say)
-    _print_tables([_tabulated(run.plan, standings, ledger)])
+    try:
+        _print_tables([_tabulated(run.plan, standings, ledger)])
+    except BrokenPipeError:
+        _hush()
     for title, reason in lost.items():
         _say(f"{title}: lost ({reason}). Run the same command again.")
     complete = all(isinstance(standing, Finished) for standing in standings.values())

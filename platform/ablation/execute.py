@@ -174,7 +174,7 @@ class _Work:
         folder = self.ledger.stage(self.stage.digest)
         if (outcome := folder.outcome()) is not None:  # since it was looked at
             return outcome
-        folder.bury(lease.dead, raised=self.group.raised)
+        folder.bury(lease.dead, raised=self.group.raised, run=self.terms.run)
         attempts = folder.attempts()
         mine = [a for a in attempts if run_of(a.run) == run_of(self.terms.run)]
         self._wait(pause_s(mine))
@@ -234,15 +234,15 @@ class _Work:
             raise
 
     def _lead(self, lease: Lease, restored: Restored | None, scratch: Path) -> Result:
-        signals = replace(self.signals, stop=False)
+        signals, folder = replace(self.signals, stop=False), self.ledger.stage(self.stage.digest)
         lead = Lead(
             stage=self.stage,
-            folder=self.ledger.stage(self.stage.digest),
+            folder=folder,
             lease=lease,
             restored=restored,
             signals=signals,
             observe=self.observe,
-            terms=self.terms,
+            terms=self.terms.since(folder.attempts()),
             blame=self.group.blame,
             clock=self.clock,
             now_ms=self.now_ms,

@@ -4,7 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ALONE", "Group", "GroupOverError"]
+__all__ = ["ALONE", "Group", "GroupOverError", "LostNodeError"]
+
+
+class LostNodeError(Exception):
+    """A group lost a node, and with it a worker."""
 
 
 class GroupOverError(Exception):

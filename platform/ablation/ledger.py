@@ -72,7 +72,7 @@ class Ledger:
             at = f"{self.storage.uri.rstrip('/')}/{_LAYOUT_FILE}"
             raise StorageError(f"{at} {error} or choose another storage.") from None
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, empty: bool = True) -> None:
         """Write, read and delete a small file; `ledger.json`, which names the layout, stays.
 
         It also keeps the folder from being empty: pyarrow would put an object in its place, and
@@ -80,7 +80,7 @@ class Ledger:
         Raises StorageError, before anything is written, where `check` does, and where any of that
         does not work.
         """
-        self.check(empty=True)
+        self.check(empty=empty)
         begun = self.storage.read(_LAYOUT_FILE) is not None
         layout = json.dumps({"layout": _LAYOUT}) + "\n"
         self.storage.check_writable(keep={} if begun else {_LAYOUT_FILE: layout.encode()})

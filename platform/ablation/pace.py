@@ -6,12 +6,12 @@ mean, which a checkpoint of seconds never is).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from ablation.attempts import Attempt
 
-__all__ = ["EXPECTED_S", "Pace", "time_between_interruptions"]
+__all__ = ["EXPECTED_S", "Pace"]
 
 EXPECTED_S = 4 * 3600.0
 """Mean time between interruptions that a spot machine is taken to have before any was seen."""
@@ -24,24 +24,30 @@ _SHARE = 0.01
 class Pace:
     """Seconds from one checkpoint to the next: at least `least_s`, at most `most_s` (0: each step).
 
-    `between_s` is the mean time between interruptions.
+    Attempts of `seen_s` seconds in all had `ends` interruptions, the one that is expected among
+    them.
     """
 
     least_s: float = 5.0
     most_s: float = 600.0
-    between_s: float = EXPECTED_S
+    seen_s: float = EXPECTED_S
+    ends: int = 1
+
+    @property
+    def between_s(self) -> float:
+        """Mean time between interruptions."""
+        return self.seen_s / self.ends
 
     def interval_s(self, cost_s: float) -> float:
         """Time to the next checkpoint where the last one kept training waiting for `cost_s`."""
         best = max(sqrt(2 * cost_s * self.between_s), cost_s / _SHARE)
         return min(self.most_s, max(self.least_s, best))
 
-
-def time_between_interruptions(attempts: Iterable[Attempt]) -> float:
-    """Mean seconds between interruptions in what attempts saw, and in `EXPECTED_S` before it."""
-    seen_s, ends = 0.0, 1
-    for attempt in attempts:
-        if attempt.ended_ms and attempt.begun_ms:  # 0 where the record is damaged
-            seen_s += max(0, attempt.ended_ms - attempt.begun_ms) / 1000
-        ends += attempt.ended in ("lost", "preempted")
-    return (EXPECTED_S + seen_s) / ends
+    def after(self, attempts: Iterable[Attempt]) -> "Pace":
+        """The pace of who has seen these attempts too."""
+        seen_s, ends = self.seen_s, self.ends
+        for attempt in attempts:
+            if attempt.ended_ms and attempt.begun_ms:  # 0 where the record is damaged
+                seen_s += max(0, attempt.ended_ms - attempt.begun_ms) / 1000
+            ends += attempt.ended in ("lost", "preempted")
+        return replace(self, seen_s=seen_s, ends=ends)

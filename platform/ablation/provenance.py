@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ablation.process import this_process
 from ablation.protocol import Trainer
 
 __all__ = ["git_state", "now_ms", "provenance"]
@@ -27,10 +28,14 @@ def now_ms() -> int:
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
-    """Time, host, user, Python, package versions, and the commit of the trainer's source."""
+    """Time, host, user, Python, package versions, and the commit of the trainer's source.
+
+    `host` is for people; `machine` differs after each of its starts.
+    """
     return {
         "time_ms": now_ms(),
         "host": socket.gethostname(),
+        "machine": this_process().host,
         "user": _user(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -3,14 +3,15 @@
 | an attempt ended | it is tried again |
 |---|---|
 | preempted, interrupted | always |
-| lost | always, unless it is the fifth in a row that did not get a step further (below) |
+| lost | always, unless it is the fifth, or on machines lost too the twentieth, in a row in place |
 | failed by an exception | as often as `max_failures` says; never after the same one at one step |
 | failed as something it needs is away | after 2 s, then 4 s, up to a minute, for `patience_s` |
 | failed for memory, or finally | never: another try would end the same way |
 
 Only attempts of the present run count, so that whoever runs a failed study again gets a new try;
-and of losses those under the present driver, for others' workers may have died with it, and those
-on a machine that another try came to afterwards, for the others may have been lost with theirs.
+and of losses those under the present driver, for others' workers may have died with it. A loss is
+in place where it did not get a step further. It may be a machine's doing where that, or a peer's,
+was lost: where no other try came to it afterwards since it was started.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,13 @@ from itertools import takewhile
 
 from ablation.attempts import Attempt, Cause
 
-__all__ = ["MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s", "run_of", "said"]
+__all__ = ["MAX_LOSSES", "MAX_LOSSES_IN_PLACE", "cause_of", "enough", "pause_s", "run_of", "said"]
 
 MAX_LOSSES_IN_PLACE = 5
 """So many losses in a row without a step of progress are the stage's own doing: it crashes."""
+
+MAX_LOSSES = 20
+"""So many are too many wherever they were: the stage may take its machines down."""
 
 _LONGEST_PAUSE_S = 60.0
 _NO_MEMORY = (
@@ -80,19 +84,21 @@ def pause_s(attempts: Sequence[Attempt]) -> float:
 def _crashing(attempts: Sequence[Attempt]) -> str | None:
     at = attempts[-1].from_step
     row = [*takewhile(lambda a: a.ended == "lost" and a.from_step == at, reversed(attempts))][::-1]
-    furthest, in_place = at, 0
+    furthest, in_place, own = at, 0, 0
     for place, attempt in enumerate(row):
         if (attempt.step or 0) > furthest:
-            furthest, in_place = attempt.step or 0, 0
-        elif attempt is row[-1] or _host(attempt) in map(_host, row[place + 1 :]):
-            in_place += 1
-    if in_place < MAX_LOSSES_IN_PLACE:
+            furthest, in_place, own = attempt.step or 0, 0, 0
+            continue
+        outlived = attempt is row[-1] or _machine(attempt) in map(_machine, row[place + 1 :])
+        in_place += 1
+        own += outlived and attempt.cause != "node"
+    if own < MAX_LOSSES_IN_PLACE and in_place < MAX_LOSSES:
         return None
     return f"its process was lost {in_place} times in a row at step {furthest}"
 
 
-def _host(attempt: Attempt) -> str:
-    return str(attempt.provenance.get("host", ""))
+def _machine(attempt: Attempt) -> str:
+    return str(attempt.provenance.get("machine", ""))
 
 
 def _failing(attempts: Sequence[Attempt], max_failures: int, patience_s: float) -> str | None:

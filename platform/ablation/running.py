@@ -21,7 +21,7 @@ from ablation.interrupts import stoppable
 from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.notice import Watch, announced
-from ablation.pace import Pace, time_between_interruptions
+from ablation.pace import Pace
 from ablation.plan import Plan
 from ablation.profile import Profile
 from ablation.protocol import Trainer
@@ -32,7 +32,7 @@ from ablation.spreadsheet import to_csv
 from ablation.stage_folder import StageFolder
 from ablation.storage import LostStorageError
 from ablation.submitted import keep
-from ablation.supervise import note_begun
+from ablation.supervise import is_begun, note_begun
 from ablation.table import Table, tabulate
 from ablation.terms import Terms
 from ablation.why import work_lost
@@ -78,7 +78,7 @@ class Run:
         lost: dict[str, str] = {}
         if todo:
             with self._executor() as execute:
-                self.ledger.check_writable()
+                self.ledger.check_writable(empty=not is_begun())
                 note_begun()
                 lost = self._execute(todo, standings, execute)
             standings = self._patient.standings(self.plan.stages)
@@ -223,17 +223,18 @@ class Run:
     def _terms(self) -> Terms:
         profile = self.profile
         least_s, most_s = profile.bounds_s
-        between_s = time_between_interruptions(self._patient.attempts(self.plan.stages))
+        pace = Pace(least_s=least_s, most_s=most_s)
         return Terms(
             run=self.run,
             queued_ms=now_ms(),
-            pace=Pace(least_s=least_s, most_s=most_s, between_s=between_s),
+            pace=pace.after(self._patient.attempts(self.plan.stages)),
             max_failures=profile.max_failures,
             patience_s=profile.patience_s,
         )
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(SystemExit):  # rich's, where nobody reads any more
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _mirror(self) -> "Mirror":
         from ablation.tracking import Mirror

@@ -9,23 +9,25 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ablation.attempts import Attempt, Cause, Ended
+from ablation.burial import buried
 from ablation.cells import Begun, Failed, Finished, Outcome, PlannedStage, Standing, Waiting
 from ablation.claims import Claim, claims_at
 from ablation.commits import Commit, Ending, Restored, Segment, ended_by
 from ablation.identity import canonical
 from ablation.journal import Record, parse_lines
 from ablation.manifest import DamageError, Manifest, compare, fetch, read_sound
-from ablation.retries import cause_of, said
 from ablation.storage import Storage, StorageError, Stored, stored_of
 
 __all__ = ["StageFolder"]
 
 _log = logging.getLogger(__name__)
+_ATTEMPT = re.compile(r"(\d+)\.json")
 _COMMIT = re.compile(r"((\d+)-\w+)\.json")
 
 
@@ -81,7 +83,7 @@ class StageFolder:
     ) -> Attempt:
         """Record that a try began."""
         attempt = Attempt(
-            number=max(self._attempt_numbers(), default=0) + 1,
+            number=self._next_number(),
             begun_ms=time_ms,
             from_step=from_step,
             workers=workers,
@@ -107,24 +109,19 @@ class StageFolder:
             replace(attempt, ended_ms=time_ms, ended=how, step=step, cause=cause, error=error)
         )
 
-    def bury(self, dead: Iterable[Claim], *, raised: Exception | None = None) -> None:
+    def bury(
+        self, dead: Iterable[Claim], *, raised: Exception | None = None, run: str = ""
+    ) -> None:
         """Record the end of tries that said none, by what their processes last claimed.
 
-        `raised` is what ended the last of them, where that is known. Only for the holder of the
-        stage's lease: nobody else is at work then.
+        `raised` is known to have ended the last of them, if it is of `run`. For the holder of the
+        stage's lease alone: nobody else is at work then.
         """
         last = {claim.attempt: claim for claim in dead}
         unended = [attempt for attempt in self.attempts() if attempt.ended is None]
         for attempt in unended:
-            claim = last.get(attempt.number)
-            at, step = (claim.now_ms, max(claim.step, attempt.from_step)) if claim else (None, None)
-            end = partial(self.end_attempt, attempt, time_ms=at, step=step)
-            if raised is not None and attempt is unended[-1]:
-                end("failed", cause=cause_of(raised), error=said(raised))
-            elif claim and claim.notice:
-                end("preempted", error=claim.notice)
-            else:
-                end("lost")
+            known = raised if attempt is unended[-1] and attempt.run == run else None
+            self._write_attempt(buried(attempt, last.get(attempt.number), known))
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Every try, the first one first; one whose record is damaged says only its number."""
@@ -267,8 +264,10 @@ class StageFolder:
         return tuple(commit.journal for commit in self.commits())
 
     def _write_attempt(self, attempt: Attempt) -> None:
-        path = self.at(f"attempts/{attempt.number}.json")
-        self.storage.write(path, attempt.to_bytes(), durable=False)
+        self.storage.write(self._attempt_at(attempt.number), attempt.to_bytes(), durable=False)
+
+    def _attempt_at(self, number: int) -> str:
+        return self.at(f"attempts/{number}.json")
 
     def _commit_names(self) -> list[str]:
         found = filter(None, map(_COMMIT.fullmatch, self.storage.names(self.at("checkpoints"))))
@@ -276,12 +275,18 @@ class StageFolder:
 
     def _attempt(self, number: int) -> Attempt | None:
         try:
-            return read_sound(self.storage, self.at(f"attempts/{number}.json"), Attempt.parse)
+            return read_sound(self.storage, self._attempt_at(number), Attempt.parse)
         except (ValueError, TypeError, AttributeError):
             return Attempt(number=number, begun_ms=0, from_step=0)
 
     def _attempt_numbers(self) -> list[int]:
-        return sorted(_numbers(self.storage.names(self.at("attempts"))))
+        found = filter(None, map(_ATTEMPT.fullmatch, self.storage.names(self.at("attempts"))))
+        return sorted(int(match[1]) for match in found)
+
+    def _next_number(self) -> int:
+        """One that no try has, nor one that a listing which lags does not show."""
+        known = max(self._attempt_numbers(), default=0)
+        return next(n for n in count(known + 1) if not self.storage.read(self._attempt_at(n)))
 
     def _name(self, path: str) -> str:
         return f"{self.storage.uri}/{self.at(path)}"
@@ -292,9 +297,3 @@ class StageFolder:
 
 def _records(segments: tuple[Segment, ...]) -> tuple[Record, ...]:
     return tuple(record for segment in segments for record in segment.records)
-
-
-def _numbers(names: list[str]) -> list[int]:
-    """The numbers n of names `n.json`."""
-    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-    return [int(stem) for stem in stems if stem.isdecimal()]

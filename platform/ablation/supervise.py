@@ -37,8 +37,9 @@ driver was lost."""
 _STEADY_S = 300.0
 """A driver that lived so long is begun again after the shortest pause."""
 
-_MOST_IN_VAIN = 10
-"""So many drivers in a row that soon gave something up for lost are enough: it will stay so."""
+_MOST_IN_VAIN, _MOST_REFUSED = 10, 1440
+"""So many drivers in a row that soon ended by themselves, and alike, are enough: it will stay so.
+Those who find no cluster, which may come back, may be as many as begin in a day."""
 
 
 def run_name(*, inline: bool) -> str:
@@ -73,8 +74,8 @@ def supervise(
 ) -> int:
     """Run a driver until it ends by itself; its exit code. Ctrl-C and SIGTERM end it for good.
 
-    One that ends with 75, for cells, the cluster or the storage were lost, is begun again too, but
-    not for ever.
+    One that ends with 75, for cells, the cluster or the storage were lost, or by an exception, is
+    begun again too, but not for ever: then it is 75.
 
     `pauses_s` are the first and the longest pause before the command is begun again, in seconds;
     each is twice the one before.
@@ -93,7 +94,7 @@ def supervise(
             child.send_signal(signum)
 
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    pause_s, lost, in_vain = first_s, False, 0
+    pause_s, lost, alike, before_it = first_s, False, 0, 0
     try:
         while not stopped.is_set():
             began = clock()
@@ -106,9 +107,11 @@ def supervise(
             if stopped.is_set():
                 break
             steady, lost = clock() - began > _STEADY_S, True
-            in_vain = in_vain + 1 if code == os.EX_TEMPFAIL and not steady else 0
-            if in_vain == _MOST_IN_VAIN:
-                return code
+            alike = 0 if steady or code < 0 else alike + 1 if code == before_it else 1
+            before_it = code
+            if alike == (_MOST_REFUSED if code == _WRONG_INPUT else _MOST_IN_VAIN):
+                say(f"The driver {_how(code)}, {alike} times in a row. It is left at that.")
+                return code if code == _WRONG_INPUT else os.EX_TEMPFAIL
             pause_s = first_s if steady else pause_s
             say(f"The driver {_how(code)}. It begins again in {pause_s:.0f} s.")
             stopped.wait(pause_s)
@@ -123,4 +126,6 @@ def supervise(
 def _how(code: int) -> str:
     if code == os.EX_TEMPFAIL:
         return "gave up what was lost"
+    if code == _WRONG_INPUT:
+        return "was refused"
     return f"was lost ({f'exit code {code}' if code > 0 else signal.Signals(-code).name})"

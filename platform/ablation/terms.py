@@ -1,8 +1,10 @@
 """Under which terms stages are worked on: what is the same for every stage of a run."""
 
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
+from ablation.attempts import Attempt
 from ablation.pace import Pace
 
 __all__ = ["Terms"]
@@ -25,3 +27,8 @@ class Terms:
     pace: Pace = field(default_factory=Pace)
     max_failures: int = 1
     patience_s: float = 0.0
+
+    def since(self, attempts: Iterable[Attempt]) -> "Terms":
+        """The terms of a stage with these attempts: those since the driver began set the pace."""
+        new = (a for a in attempts if self.queued_ms and a.begun_ms >= self.queued_ms)
+        return replace(self, pace=self.pace.after(new))

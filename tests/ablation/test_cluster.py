@@ -10,9 +10,11 @@ from ablation.events import Event, Observe
 from ablation.executors.cluster import run_cluster
 from ablation.executors.connection import connected
 from ablation.layout import Layout, PlaceError
+from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.profile import Profile
 from ablation.protocol import Place, Trainer
+from ablation.provenance import now_ms
 from ablation.terms import Terms
 from ablation.testing import (
     Executor,
@@ -155,6 +157,25 @@ def test_run_cluster__lost_worker_is_replaced(tmp_path):
     assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in (*dies, *lives))
     first, second = ledger.stage(dies.stages[0].digest).attempts()
     assert (first.ended, second.ended) == ("lost", "finished")
+
+
+def test_run_cluster__takes_up_what_another_driver_leaves_while_it_waits(tmp_path):
+    """Between two looks, so that nothing has moved: the stage is free all the same."""
+    cell = toy_cell("a", Toy())
+    stage = new_ledger(tmp_path).stage(cell.stages[0].digest)
+    held = acquire(stage.storage, stage.at("lease"), run="other", now_ms=now_ms)
+    assert isinstance(held, Lease)
+    busy: list[Event] = []
+
+    def observe(event: Event) -> None:
+        if event.kind == "busy":
+            busy.append(event)
+            if len(busy) == 2:
+                held.release()
+
+    assert _run([cell], tmp_path, Layout(), observe) == {}
+    assert all(isinstance(Ledger.open(tmp_path).outcome(s.digest), Finished) for s in cell)
+    assert len(busy) == 2
 
 
 def _run(cells, folder, layout, observe=lambda event: None):

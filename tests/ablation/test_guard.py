@@ -8,6 +8,7 @@ import pytest
 
 from ablation.cells import Begun, Finished
 from ablation.claims import Claim, put
+from ablation.group import LostNodeError
 from ablation.journal import Record
 from ablation.lease import Lease, LostLeaseError, acquire
 from ablation.process import Process
@@ -60,6 +61,23 @@ def test_bury__takes_what_was_raised_for_the_end_of_the_last(ledger):
         ("interrupted", None, ""),
     ]
     assert stage.attempts()[1].step == 9
+
+
+def test_bury__of_a_group_that_lost_a_node(ledger):
+    """That is nobody's doing; and a notice, if there was one, had said it."""
+    stage = ledger.stage("ab" * 8)
+    for notice, end in (("", ("lost", "node")), ("spot", ("preempted", None))):
+        number = stage.begin_attempt(time_ms=100, from_step=0, run="a", provenance={}).number
+        dead = claim(f"{number:06}-aa", attempt=number, step=9, notice=notice)
+        stage.bury([dead], raised=LostNodeError(), run="a")
+        assert (stage.attempts()[-1].ended, stage.attempts()[-1].cause) == end
+
+
+def test_bury__of_another_driver_s_attempt_takes_nothing_from_this_one(ledger):
+    stage = ledger.stage("ab" * 8)
+    stage.begin_attempt(time_ms=100, from_step=0, run="a", provenance={})
+    stage.bury([], raised=MemoryError("all"), run="b")
+    assert [(each.ended, each.cause) for each in stage.attempts()] == [("lost", None)]
 
 
 def test_bury__of_nobody_changes_nothing(ledger):

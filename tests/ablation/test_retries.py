@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from ablation.attempts import Attempt
-from ablation.retries import MAX_LOSSES_IN_PLACE, cause_of, enough, pause_s
+from ablation.retries import MAX_LOSSES, MAX_LOSSES_IN_PLACE, cause_of, enough, pause_s
 
 
 def tries(*parts: dict[str, Any]) -> Sequence[Attempt]:
@@ -75,13 +75,30 @@ def test_enough__a_loss_counts_where_its_machine_outlived_it():
     """Which is seen when another try comes to it; the last may be one of its kind."""
 
     def on(*hosts: str) -> Sequence[Attempt]:
-        return tries(*[lost(4, 4, provenance={"host": host}) for host in hosts])
+        return tries(*[lost(4, 4, provenance={"machine": host}) for host in hosts])
 
     assert enough(on(*"abcdefghij"), max_failures=0) is None
     assert enough(on(*"abababab"), max_failures=0) is not None
     assert enough(on(*"aaaab"), max_failures=0) is None
     assert enough(on(*"aaaaa"), max_failures=0) is not None
     assert enough(on(*"xaaayaa"), max_failures=0) is not None
+
+
+def test_enough__a_loss_with_the_node_of_a_peer_is_not_its_doing():
+    peers = [lost(4, 4, cause="node")] * 10
+    assert enough(tries(*peers), max_failures=0) is None
+    assert enough(tries(*[lost(4, 4)] * 2, *peers, *[lost(4, 4)] * 2), max_failures=0) is None
+    assert enough(tries(*[lost(4, 4)] * 2, *peers, *[lost(4, 4)] * 3), max_failures=0) is not None
+
+
+@pytest.mark.parametrize("cause", [None, "node"])
+def test_enough__twenty_losses_in_place_wherever_they_were(cause):
+    """A stage that takes its machines down would do so for ever."""
+    attempts = tries(
+        *[lost(4, 4, cause=cause, provenance={"machine": str(n)}) for n in range(MAX_LOSSES)]
+    )
+    assert enough(attempts[:-1], max_failures=0) is None
+    assert enough(attempts, max_failures=0) == "its process was lost 20 times in a row at step 4"
 
 
 def test_enough__a_process_that_left_no_word_got_nowhere():

@@ -92,6 +92,17 @@ def test_s3_lease__a_claim_that_was_taken_back_holds_nothing_where_listings_lag(
     held.release()
 
 
+def test_begin_attempt__takes_no_number_that_a_listing_does_not_show_yet(s3, hasty):
+    storage = s3.storage()
+    stage = Ledger(storage).stage("ab" * 8)
+    assert stage.attempts() == ()
+    s3.proxy.faults = [Fault("stale", seconds=3600)]
+    for run in "ab":
+        stage.begin_attempt(time_ms=100, from_step=0, run=run, provenance={})
+    s3.proxy.faults = []
+    assert [attempt.run for attempt in stage.attempts()] == ["a", "b"]
+
+
 def run(ledger: Ledger, name: str) -> None:
     run_inline(
         CELLS,

@@ -84,6 +84,24 @@ def test_supervise__what_stays_lost_is_given_up(lives):
     assert supervise(command, said.append, pauses_s=(0.01, 0.01)) == 75
     assert len(began(lives)) == 20
     assert said[0] == "The driver gave up what was lost. It begins again in 0 s."
+    assert said[-1] == "The driver gave up what was lost, 10 times in a row. It is left at that."
+
+
+def test_supervise__a_driver_that_crashes_again_and_again_is_given_up(lives):
+    """With another code than that of a failed cell; one that is killed is not its own doing."""
+    crash, kill = "os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"
+    command = driver(*[kill] * 12, *[crash] * 9, kill, *[crash] * 10, "sys.exit(0)")
+    assert supervise(command, str, pauses_s=(0.01, 0.01)) == 75
+    assert len(began(lives)) == 32
+
+
+def test_supervise__waits_long_for_a_cluster_but_not_for_ever(lives, monkeypatch):
+    monkeypatch.setattr("ablation.supervise._MOST_REFUSED", 12)
+    said = list[str]()
+    command = driver("os._exit(9)", *["sys.exit(2)"] * 12, "sys.exit(0)")
+    assert supervise(command, said.append, pauses_s=(0.01, 0.01)) == 2
+    assert said[1] == "The driver was refused. It begins again in 0 s."
+    assert len(began(lives)) == 13
 
 
 def test_supervise__what_was_lost_after_a_long_time_is_tried_for_ever():

@@ -83,6 +83,17 @@ def _kill_driver(world: World, at_work: Mapping[str, Step], random: Random) -> N
     end([driver])
 
 
+def _kill_driver_twice(world: World, at_work: Mapping[str, Step], random: Random) -> None:
+    """A driver is killed, and the next one as it begins: at any moment of that."""
+    _kill_driver(world, at_work, random)
+    limit = time.monotonic() + 60
+    while (again := world.driver()) is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    time.sleep(random.uniform(0, 12))
+    if again is not None and alive(again):
+        end([again])
+
+
 def _terminate_worker(world: World, at_work: Mapping[str, Step], random: Random) -> None:
     """SIGTERM to a lead, which saves, goes on, and ends after its grace."""
     _, lead = _lead(at_work, random)
@@ -202,7 +213,7 @@ def _drain(world: World, at_work: Mapping[str, Step], random: Random) -> None:
 
 
 def _kill_head(world: World, at_work: Mapping[str, Step], random: Random) -> None:
-    """The head alone is killed, and workers go on without it while another cluster comes."""
+    """The head alone is killed: workers go on without it until their nodes have found out."""
     if world.nodes is None:
         raise NoVictimError
     world.nodes.replace_head()
@@ -231,6 +242,7 @@ FAULTS: Final[Mapping[str, Kind]] = {
     "SIGKILL of the trial": Kind(strike=partial(_kill_titled, "ray::ImplicitFunc")),
     "SIGKILL of the controller": Kind(strike=partial(_kill_titled, "ray::TrainController")),
     "SIGKILL of the driver": Kind(strike=_kill_driver, for_all=True),
+    "SIGKILL of two drivers": Kind(strike=_kill_driver_twice, intervals=2, for_all=True),
     "SIGTERM to a worker": Kind(strike=_terminate_worker, intervals=0),
     "SIGTERM to the driver": Kind(strike=_terminate_driver, intervals=0, for_all=True),
     "notice, then SIGKILL": Kind(strike=_notice, intervals=0),

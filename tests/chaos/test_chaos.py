@@ -73,6 +73,7 @@ LONG = [
         kinds=[
             *_ON_DISK,
             *_EVERYWHERE,
+            "SIGKILL of two drivers",
             "SIGTERM to the driver",
             "notice, then SIGKILL",
             "a second driver",
@@ -99,7 +100,13 @@ LONG = [
     ),
     Setting(
         name="three nodes, one worker",
-        kinds=[*_NODES, *_HEAD, "SIGKILL of a worker", "SIGKILL of the driver"],
+        kinds=[
+            *_NODES,
+            *_HEAD,
+            "SIGKILL of a worker",
+            "SIGKILL of the driver",
+            "SIGKILL of two drivers",
+        ],
         share=0.2,
         nodes=3,
     ),
@@ -185,10 +192,10 @@ def test_chaos__ends_as_if_nothing_had_happened(setting, undisturbed, tally, tmp
             left -= struck
             kinds = [*kinds[struck % len(kinds) :], *kinds[: struck % len(kinds)]]
             assert world.finish(within_s=900) == 0, world.log.read_text()
-            assert list(doubled(world)) == [], world.log.read_text()
+            whole = undisturbed[setting.scale].ledger()
+            assert [*doubled(world), *faults_of(world, whole)] == [], world.log.read_text()
             subprocess.run(world.command("sync"), cwd=folder, env=world.environment, check=True)
-            wrong = list(faults_of(world, undisturbed[setting.scale].ledger()))
-            assert wrong == [], world.log.read_text()
+            assert [*faults_of(world, whole)] == [], world.log.read_text()
 
 
 @pytest.mark.skipif(FAULTS_IN_ALL < 200, reason="make chaos, with 200 faults, runs it")

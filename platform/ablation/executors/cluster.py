@@ -73,14 +73,18 @@ def run_cluster(
             board=board,
             should_stop=should_stop,
         )
-        before = None
+        before, idle = None, 0
         while waiting and not stop_asked() and not should_stop():
             lost = _round(_groups(waiting), job)
             standings = ledger.standings(stage.digest for cell in waiting for stage in cell)
             waiting = [cell for cell in waiting if not cell.ended(standings)]
             folders = [ledger.stage(digest) for digest in standings]
             evidence = [folder.evidence() for folder in folders]
-            if evidence == before and not _others_at_work(folders, stop_asked):
+            moves = evidence != before or _others_at_work(folders, stop_asked)
+            idle = 0 if moves else idle + 1
+            # Who was at a stage may have left it since: then it is free, and nothing has moved.
+            free = any(cell.stages[0].digest not in lost for cell in waiting)
+            if idle > int(free):
                 break
             before = evidence
     return lost

@@ -128,10 +128,9 @@ class Board:
         told += [text for text in nodes.values() if text]
         return Word(self._stop, "; ".join(told), self._errors.get(group))
 
-    def forget(self, group: str) -> Exception | None:
-        """Drop what is known of a group that has ended; the exception that was posted first."""
-        self._notices.pop(group, None)
-        return self._errors.pop(group, None)
+    def forget(self, group: str) -> tuple[Exception | None, frozenset[str]]:
+        """Drop what is known of a group that has ended; the first exception posted, its nodes."""
+        return self._errors.pop(group, None), frozenset(self._notices.pop(group, {}))
 
 
 def new_board() -> Any:

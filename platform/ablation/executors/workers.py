@@ -28,7 +28,7 @@ from ablation.events import Event
 from ablation.execute_cell import execute_cell
 from ablation.executors.news import ON_HEAD, Sender, Word
 from ablation.executors.room import Growth, fitting, free_workers, reclaim
-from ablation.group import ALONE, Group, GroupOverError
+from ablation.group import ALONE, Group, GroupOverError, LostNodeError
 from ablation.layout import Layout
 from ablation.ledger import Ledger
 from ablation.notice import SIGTERM, Watch, announced
@@ -96,7 +96,7 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
                 _trainer(cells, job, group, scratch, raised).fit()
         except (TrainingFailedError, RayError) as error:
             trouble = error
-        posted = _ask(job.board.forget, group)
+        posted, on = _ask(job.board.forget, group) or (None, frozenset())
         if trouble is None:
             return ""
         if _lacks_room(trouble):
@@ -105,7 +105,7 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
             Sender(job.events)(paused(message=found))
             continue
         # A worker whose peer is lost raises too: only where none was, it is what ended the group.
-        raised = None if _lost_a_worker(trouble) else posted
+        raised = _lost_node(on) if _lost_a_worker(trouble) else posted
         after = _evidence(cells, job.ledger)
         fruitless, before = (fruitless + 1 if after == before else 0), after
         if fruitless == _FRUITLESS:
@@ -136,6 +136,13 @@ def _lost_a_worker(error: Exception) -> bool:
     """Whether a group ended for another reason than what its workers raised."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
     return any(isinstance(failure, RayTrainError | RayError) for failure in failures)
+
+
+def _lost_node(on: frozenset[str]) -> LostNodeError | None:
+    """What is to be said of a group that lost a worker, where one of its nodes is gone too."""
+    known = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = {node["NodeID"] for node in known if node["Alive"]}
+    return LostNodeError() if on - alive else None
 
 
 def _evidence(cells: Sequence[Cell], ledger: Ledger) -> list[tuple[bool, int]]:
