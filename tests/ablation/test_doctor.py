@@ -138,6 +138,5 @@ def test_examine__of_a_source_of_notices_that_is_none(notice, why, tmp_path):
 
 def test_examine__of_a_trainer_that_does_not_load(tmp_path):
     found = examine(questions(tmp_path, trainer="bakery"))
-    assert found.devices == (
-        "ablation.trainers.TrainerError: trainer must be installed, got 'bakery'. There are hpm, toy."
-    )
+    assert isinstance(found.devices, str)
+    assert found.devices.endswith("trainer must be installed, got 'bakery'. Choose from: hpm, toy.")
