@@ -245,6 +245,33 @@ def test_resume__remembers_where_the_data_lay(results, lab, capsys, monkeypatch)
     assert "nothing to train" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["status", "table", "why", "plan"])
+def test_reading__does_without_data_that_the_last_run_had(
+    command, lab, caplog, monkeypatch, capsys
+):
+    """As on a machine that only submits, where the data are the cluster's."""
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    edit("preset: quick", "preset: quick\nset: {data: grain}")
+    (lab / "grain").write_text("wheat")
+    at = ["--data", "grain=grain"]
+    assert main(["run", "toys.yaml", "--inline", *at]) == 0
+    capsys.readouterr()
+    assert main([*arguments(command), *at]) == 0
+    shown = capsys.readouterr().out
+    assert main(arguments(command)) == 0
+    assert capsys.readouterr().out == shown
+    (said,) = caplog.messages
+    assert said == (
+        "toys.yaml:4: The place must say where 'grain' lies, it does not. What the last run of "
+        "toys found there counts."
+    )
+    assert main(["run", "toys.yaml", "--inline"]) == 2
+    (lab / "results" / "studies" / "toys" / "fingerprints.json").write_text("[]")
+    capsys.readouterr()
+    assert main(arguments(command)) == 2
+    assert "fingerprints.json: must be fingerprints by name, as JSON." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"a": 1}'])
 def test_resume__of_a_place_that_was_damaged(content, results, refuse):
     (results / "studies" / "toys" / "place.json").write_bytes(content.encode("latin-1"))

@@ -192,7 +192,8 @@ def _table(options: argparse.Namespace) -> int:
 def _stands(options: argparse.Namespace) -> list[tuple[Plan, dict[str, Standing], Ledger]]:
     """The plan of each study, and how its stages stand in the ledger."""
     profile = profile_of(options)
-    plans, ledger = planned(include(options.study), profile), ledger_of(profile)
+    ledger = ledger_of(profile)
+    plans = planned(include(options.study), profile, before=ledger)
     return [(asked, ledger.standings(asked.stages), ledger) for asked, _ in plans]
 
 
@@ -200,9 +201,9 @@ def _why(options: argparse.Namespace) -> int:
     from ablation.why import story
 
     profile = profile_of(options)
-    asked, _ = planned_one(options.study, profile)
-    found = asked.called(options.cell)
     ledger = ledger_of(profile)
+    asked, _ = planned_one(options.study, profile, before=ledger)
+    found = asked.called(options.cell)
     standings = ledger.standings(asked.stages)
     tries = ledger.tries(asked.stages)
     for cell in found:

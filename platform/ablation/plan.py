@@ -20,7 +20,7 @@ from ablation.problems import StudyError, nearest
 from ablation.protocol import Place, Trainer
 from ablation.study import Study
 
-__all__ = ["Plan", "plan", "sketch"]
+__all__ = ["Plan", "plan", "reads", "sketch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +82,13 @@ def sketch(study: Study, trainer: Trainer) -> Plan:
 
     Stages are taken for one where they read what is called the same.
     """
-    names = {name for step in _steps(study) for name in step.reads(trainer).values()}
+    names = reads(study, trainer)
     return _plan(study, trainer, {name: f"the content of {name}" for name in names})
+
+
+def reads(study: Study, trainer: Trainer) -> set[str]:
+    """The names of all data sets and weights that the study's stages read."""
+    return {name for step in _steps(study) for name in step.reads(trainer).values()}
 
 
 def _steps(study: Study) -> list[Step]:

@@ -1,23 +1,28 @@
 """What a command line asks for: the place, its ledger, and its studies with their plans."""
 
 import argparse
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ablation.cells import Standing
 from ablation.feasibility import Cache
 from ablation.include import Included, include
 from ablation.ledger import Ledger
-from ablation.plan import Plan, plan, sketch
+from ablation.plan import Plan, plan, reads, sketch
 from ablation.problems import Problem, StudyError
 from ablation.profile import Profile, load_profile, parse_data
 from ablation.protocol import Trainer
 from ablation.study import AbsentError, Study, study_of
+from ablation.submitted import fingerprints_of
 from ablation.supervise import is_begun
 from ablation.trainers import load_trainer
 
 __all__ = ["InputError", "glimpse", "ledger_of", "planned", "planned_one", "profile_of"]
+
+_log = logging.getLogger(__name__)
 
 
 class InputError(Exception):
@@ -57,9 +62,13 @@ def ledger_of(profile: Profile) -> Ledger:
     return ledger
 
 
-def planned(included: Included, profile: Profile) -> list[tuple[Plan, Trainer]]:
+def planned(
+    included: Included, profile: Profile, *, before: Ledger | None = None
+) -> list[tuple[Plan, Trainer]]:
     """The plans of studies, each with its trainer.
 
+    `before` is asked for the fingerprints of data that are not at hand, as a study's last run found
+    them: that is enough to look at what came of it.
     Raises StudyError with the problems of all; AbsentError where only data are not at hand.
     """
     workers = profile.layout.least
@@ -70,8 +79,11 @@ def planned(included: Included, profile: Profile) -> list[tuple[Plan, Trainer]]:
         try:
             studies.append(study_of(document, place=profile.place, workers=workers, cache=cache))
         except AbsentError as error:
-            studies += error.studies
-            problems += error.problems
+            if (study := _recalled(error, before, cache)) is not None:
+                studies.append(study)
+            else:
+                studies += error.studies
+                problems += error.problems
         except StudyError as error:
             wrong = True
             problems += error.problems
@@ -82,6 +94,20 @@ def planned(included: Included, profile: Profile) -> list[tuple[Plan, Trainer]]:
         raise StudyError([*problems, *twins])
     found = [(study, load_trainer(study.trainer)) for study in studies]
     return [(plan(study, by, profile.place, workers=workers), by) for study, by in found]
+
+
+def _recalled(error: AbsentError, before: Ledger | None, cache: Cache) -> Study | None:
+    """The study that lacks data, with what its last run found of them; None where it found less."""
+    if before is None:
+        return None
+    (study,) = error.studies
+    now = {name: found for (trainer, name), found in cache.items() if trainer == study.trainer}
+    then = fingerprints_of(before, study.name)
+    if not reads(study, load_trainer(study.trainer)) <= {**then, **now}.keys():
+        return None
+    for problem in error.problems:
+        _log.warning("%s What the last run of %s found there counts.", problem, study.name)
+    return replace(study, fingerprints={**then, **now})
 
 
 def _twins(studies: Sequence[Study]) -> Iterator[Problem]:
@@ -101,19 +127,22 @@ def glimpse(
     Raises StudyError where something else is wrong.
     """
     try:
-        plans = [found for found, _ in planned(included, profile)]
+        ledger = ledger_of(profile)
+        plans = [found for found, _ in planned(included, profile, before=ledger)]
     except AbsentError as error:
         return [sketch(study, load_trainer(study.trainer)) for study in error.studies], None, error
     digests = [digest for found in plans for digest in found.stages]
-    return plans, ledger_of(profile).standings(dict.fromkeys(digests)), None
+    return plans, ledger.standings(dict.fromkeys(digests)), None
 
 
-def planned_one(file: Path, profile: Profile) -> tuple[Plan, Trainer]:
-    """The plan of a file that is, or includes, one study.
+def planned_one(
+    file: Path, profile: Profile, *, before: Ledger | None = None
+) -> tuple[Plan, Trainer]:
+    """The plan of a file that is, or includes, one study, as `planned`.
 
     Raises StudyError where it includes several.
     """
-    plans = planned(include(file), profile)
+    plans = planned(include(file), profile, before=before)
     if len(plans) > 1:
         files = ", ".join(plan.study.document.file for plan, _ in plans)
         sentence = f"this is asked of one study. Name the file of one: {files}."

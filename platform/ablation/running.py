@@ -131,7 +131,8 @@ class Run:
                 self._forget_failure(digest, ledger.stage(digest))
         self._say_workers(before)
         data = {name: str(at) for name, at in self.profile.place.data.items()}
-        keep(ledger, plan.study.name, text=plan.study.document.text, data=data)
+        seen = plan.study.fingerprints or {}
+        keep(ledger, plan.study.name, text=plan.study.document.text, data=data, fingerprints=seen)
         done = [digest for digest, stands in before.items() if isinstance(stands, Finished)]
         follower = self._follower()
         with displaying(plan, done, self.console) as display:

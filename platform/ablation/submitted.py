@@ -1,4 +1,4 @@
-"""A study as it was last run, kept in the ledger: its text, and where its data lay."""
+"""A study as it was last run, kept in the ledger: its text, where its data lay, what they were."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,14 +9,22 @@ from ablation.problems import Problem, StudyError
 from ablation.study import Study
 from ablation.yamlfile import parse
 
-__all__ = ["check_names", "data_of", "keep", "text_of"]
+__all__ = ["check_names", "data_of", "fingerprints_of", "keep", "text_of"]
 
-_TEXT, _PLACE = "study.yaml", "place.json"
+_TEXT, _PLACE, _SEEN = "study.yaml", "place.json", "fingerprints.json"
 
 
-def keep(ledger: Ledger, name: str, *, text: str, data: Mapping[str, str]) -> None:
-    """Keep a study's text, and the folders of its data sets by their names."""
-    ledger.write_study(name, {_TEXT: text, _PLACE: json.dumps(dict(data))})
+def keep(
+    ledger: Ledger,
+    name: str,
+    *,
+    text: str,
+    data: Mapping[str, str],
+    fingerprints: Mapping[str, str],
+) -> None:
+    """Keep a study's text, and the folders and fingerprints of its data sets by their names."""
+    texts = {_TEXT: text, _PLACE: json.dumps(dict(data)), _SEEN: json.dumps(dict(fingerprints))}
+    ledger.write_study(name, texts)
 
 
 def text_of(ledger: Ledger, name: str) -> str | None:
@@ -56,11 +64,23 @@ def data_of(ledger: Ledger, name: str) -> dict[str, str]:
 
     Raises StudyError where that was damaged.
     """
+    return _read(ledger, name, _PLACE, "folders", "Run the study's file with --data, or mend it.")
+
+
+def fingerprints_of(ledger: Ledger, name: str) -> dict[str, str]:
+    """Fingerprints of the data sets of a study when it was last run, by their names.
+
+    Raises StudyError where that was damaged.
+    """
+    return _read(ledger, name, _SEEN, "fingerprints", "Run the study again where its data are.")
+
+
+def _read(ledger: Ledger, name: str, file: str, what: str, remedy: str) -> dict[str, str]:
     try:
-        data = json.loads(ledger.read_study(name, _PLACE) or "{}")
+        found = json.loads(ledger.read_study(name, file) or "{}")
     except ValueError:
-        data = None
-    if isinstance(data, dict) and all(isinstance(at, str) for at in data.values()):
-        return data
-    sentence = "must be folders by name, as JSON. Run the study's file with --data, or mend it."
-    raise StudyError([Problem(f"{ledger.storage.uri}/studies/{name}/{_PLACE}", 0, sentence)])
+        found = None
+    if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()):
+        return found
+    sentence = f"must be {what} by name, as JSON. {remedy}"
+    raise StudyError([Problem(f"{ledger.storage.uri}/studies/{name}/{file}", 0, sentence)])

@@ -52,7 +52,13 @@ def find_weights(model: str, place: Place) -> Path:
 
 def _known(model: str) -> "PretrainedCfg":
     """What timm knows of a model's weights."""
-    import timm
+    try:
+        import timm
+    except ImportError as error:
+        raise UnreachableError(
+            f"timm must be installed to know the weights of {model!r}, got: {error}. Install "
+            f"hpm-ablation[train], or ask where it is."
+        ) from error
 
     try:
         known = timm.get_pretrained_cfg(model)

@@ -61,6 +61,8 @@ def misfit(settings: Any, parent: Any, place: Place) -> str | None:
         _require(settings, parent, place)
     except (DataError, ConfigError) as error:
         return str(error)
+    except ModuleNotFoundError as error:
+        return f"{error.name} must be installed to look at that. Install hpm-ablation[train]."
     return missing() if isinstance(settings, Detect) else None
 
 
