@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import fs as arrow_fs
 
-__all__ = ["ANSWER_S", "TRIES", "masked", "public", "reach"]
+__all__ = ["ANSWER_S", "TRIES", "has_keys", "masked", "public", "reach"]
 
 ANSWER_S = 10.0
 """An S3 server that is silent for so long is asked again."""
@@ -50,6 +50,12 @@ def public(uri: str) -> str:
     """A URI without user, password and query, which may hold keys; a local path as it is."""
     scheme, _, place = _cut(uri)
     return scheme + place
+
+
+def has_keys(uri: str) -> bool:
+    """Whether a URI names a user, and so perhaps a password."""
+    _, (user, _), _ = _cut(uri)
+    return bool(user)
 
 
 def masked(text: str, uri: str) -> str:

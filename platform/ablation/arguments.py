@@ -45,6 +45,22 @@ def make_parser(
     _add_place(resume)
     _add_running(resume)
     resume.set_defaults(command=functions["resume"])
+    submit = commands.add_parser("submit", help="send studies to a cluster")
+    submit.add_argument("study", nargs="+", type=Path, metavar="STUDY", help="a YAML file")
+    _add_place(submit)
+    submit.add_argument("--follow", action="store_true", help="show what comes of it")
+    submit.set_defaults(command=functions["submit"])
+    for name, about in (
+        ("logs", "print what the driver of a submission has said"),
+        ("stop", "have a submission save and end"),
+    ):
+        sub = commands.add_parser(name, help=about)
+        sub.add_argument("name", metavar="NAME", help="a study, or what `submit` printed")
+        _add_place(sub)
+        sub.set_defaults(command=functions[name])
+    queue = commands.add_parser("queue", help="show what was submitted")
+    _add_place(queue)
+    queue.set_defaults(command=functions["queue"])
     doctor = commands.add_parser("doctor", help="try every part of a place, and say what to mend")
     _add_place(doctor)
     doctor.add_argument("--trainer", default="hpm", help="whose GPUs are counted (default: hpm)")

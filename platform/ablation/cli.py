@@ -26,7 +26,7 @@ from ablation.cells import Failed, Finished, Standing
 from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
-from ablation.place_commands import doctor, schema, trainers, ui
+from ablation.place_commands import doctor, logs, queue, schema, stop, submit, trainers, ui
 from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
@@ -276,6 +276,10 @@ _COMMANDS = {
     "verify-resume": _verify_resume,
     "sync": _sync,
     "doctor": doctor,
+    "submit": submit,
+    "queue": queue,
+    "logs": logs,
+    "stop": stop,
     "ui": ui,
     "schema": schema,
     "trainers": trainers,

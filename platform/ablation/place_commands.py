@@ -5,12 +5,18 @@ Each takes the options of its command line and gives the exit code.
 
 import argparse
 import json
+import sys
+from functools import partial
 
 from ablation.address import public
-from ablation.request import InputError, ledger_of, profile_of
+from ablation.include import Included, include
+from ablation.problems import nearest
+from ablation.profile import Profile
+from ablation.request import InputError, glimpse, ledger_of, profile_of
+from ablation.submission import Submission, find_submissions
 from ablation.trainers import find_trainers, load_trainer
 
-__all__ = ["doctor", "schema", "trainers", "ui"]
+__all__ = ["doctor", "logs", "queue", "schema", "stop", "submit", "trainers", "ui"]
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -24,6 +30,84 @@ def doctor(options: argparse.Namespace) -> int:
             code = 1
             print(f"     {finding.remedy}", flush=True)
     return code
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Send studies to a cluster; with --follow, show what comes of them, and end as they do."""
+    from ablation.executors.jobs import Jobs
+    from ablation.submit import bring, dashboard_of, follow, packed
+
+    profile = profile_of(options)
+    included = [include(file) for file in options.study]
+    documents = tuple(dict.fromkeys(d for each in included for d in each.documents))
+    problems = tuple(problem for each in included for problem in each.problems)
+    whole = Included(documents=documents, problems=problems)
+    names = [plan.study.name for plan in glimpse(whole, profile)[0]]
+    submission, at = packed(names, documents, profile), dashboard_of(profile)
+    ledger = ledger_of(profile)
+    ledger.check_writable()
+    submission, _ = bring(submission, Jobs.at(at), ledger.storage)
+    print(f"{submission.id}: {', '.join(submission.studies)}")
+    print(f"Ray: {at}/#/jobs/{submission.job}")
+    print(f"MLflow: {public(profile.mlflow(ledger.storage.local)[0])}", flush=True)
+    if not options.follow:
+        return 0
+    return follow(submission, ledger.storage, partial(Jobs.at, at), _pass_on)
+
+
+def _pass_on(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def logs(options: argparse.Namespace) -> int:
+    """Print what the driver of a submission has said."""
+    from ablation.executors.jobs import Jobs
+    from ablation.submit import dashboard_of
+
+    profile = profile_of(options)
+    submission = _found(options.name, profile)
+    print(Jobs.at(dashboard_of(profile)).logs(submission.job), end="")
+    return 0
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Have a submission save and end."""
+    from ablation.executors.jobs import Jobs
+    from ablation.submit import dashboard_of
+    from ablation.submit import stop as end
+
+    profile = profile_of(options)
+    submission = _found(options.name, profile)
+    if submission.over:
+        raise InputError(f"{submission.id} has ended already, with {submission.code}.")
+    end(submission, Jobs.at(dashboard_of(profile)), ledger_of(profile).storage)
+    print(f"{submission.id} saves and ends. `ablation submit` goes on from there.")
+    return 0
+
+
+def queue(options: argparse.Namespace) -> int:
+    """Show what was submitted and has not ended; what has lost its driver gets another one."""
+    from ablation.executors.jobs import Jobs
+    from ablation.submit import bring, dashboard_of
+
+    profile = profile_of(options)
+    storage, jobs = ledger_of(profile).storage, Jobs.at(dashboard_of(profile))
+    for submission in find_submissions(storage):
+        if not submission.over:
+            submission, job = bring(submission, jobs, storage)
+        state = f"ended with {submission.code}" if submission.over else job.state if job else "lost"
+        print(f"{submission.id}  {state}  {submission.by}  {', '.join(submission.studies)}")
+    return 0
+
+
+def _found(name: str, profile: Profile) -> Submission:
+    """The newest submission of that name, or with a study of that name."""
+    every = find_submissions(ledger_of(profile).storage)
+    found = [each for each in every if name in (each.id, *each.studies)]
+    if not found:
+        known = nearest(name, [label for each in every for label in (each.id, *each.studies)])
+        raise InputError(f"{public(profile.storage)} holds no submission {name!r}.{known}")
+    return found[-1]
 
 
 def ui(options: argparse.Namespace) -> int:

@@ -43,7 +43,8 @@ class Profile:
     """A place to run: a Ray cluster, and storage.
 
     `address` is the host and port of the cluster's head; `local` is a cluster of its own, `auto`
-    the one that RAY_ADDRESS names, or that runs on this machine.
+    the one that RAY_ADDRESS names, or that runs on this machine. `dashboard` is the http address by
+    which studies are submitted (None: port 8265 of the head).
 
     `storage` is a folder or a URI, `tracking` an MLflow URI (None: a SQLite file of its own),
     `data` says where data sets and weights lie, `allow_download` whether a trainer may fetch
@@ -54,6 +55,7 @@ class Profile:
     """
 
     address: str = "local"
+    dashboard: str | None = None
     storage: str = "ablation-results"
     tracking: str | None = None
     data: dict[str, str] = field(default_factory=dict)
@@ -83,6 +85,9 @@ class Profile:
                 f"must be local, auto or HOST:PORT of a cluster's head, got {self.address!r}."
             )
             problems.append(("address", sentence))
+        if self.dashboard is not None and not _is_web(self.dashboard):
+            sentence = f"must be http://HOST:PORT of Ray's dashboard, got {public(self.dashboard)}."
+            problems.append(("dashboard", sentence))
         if self.tracking is not None and not _is_uri(self.tracking):
             sentence = (
                 f"must be an MLflow URI such as http://HOST:PORT or postgresql://HOST/NAME, got "
@@ -131,6 +136,10 @@ def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
     numbered = port.isascii() and port.isdigit() and 0 < int(port) < 2**16
     return text in ("local", "auto") or bool(host and "/" not in host and numbered)
+
+
+def _is_web(text: str) -> bool:
+    return text.startswith(("http://", "https://")) and _is_uri(text)
 
 
 def _is_uri(text: str) -> bool:

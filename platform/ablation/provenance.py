@@ -17,7 +17,7 @@ from typing import Any
 from ablation.process import this_process
 from ablation.protocol import Trainer
 
-__all__ = ["git_state", "now_ms", "provenance"]
+__all__ = ["git_state", "now_ms", "provenance", "user"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "ray", "mlflow")
 
@@ -36,7 +36,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "time_ms": now_ms(),
         "host": socket.gethostname(),
         "machine": this_process().host,
-        "user": _user(),
+        "user": user(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -75,7 +75,8 @@ def _git(source: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _user() -> str:
+def user() -> str:
+    """Who computes, by the name that the system has for them."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number that has no name
