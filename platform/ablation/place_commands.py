@@ -39,7 +39,7 @@ def submit(options: argparse.Namespace) -> int:
 
     profile = profile_of(options)
     included = [include(file) for file in options.study]
-    documents = tuple(dict.fromkeys(d for each in included for d in each.documents))
+    documents = tuple({d.file: d for each in included for d in each.documents}.values())
     problems = tuple(problem for each in included for problem in each.problems)
     whole = Included(documents=documents, problems=problems)
     names = [plan.study.name for plan in glimpse(whole, profile)[0]]
