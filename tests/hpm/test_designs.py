@@ -1,5 +1,6 @@
 """Every design of encoder, reconstructor and loss predictor, and the targets of each kind."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hpm.data.fashion_scenes.manifest import read_source
 from hpm.data.source import open_source
 from hpm.data.views import normalize
 from hpm.frozen import FrozenTeacher
+from hpm.hub import PACKAGED, find_weights
 from hpm.learner import build_student
 from hpm.losses import token_loss
 from hpm.masking import split_patches
@@ -237,6 +239,31 @@ def test_teacher__still_knows_what_its_authors_taught_it(
     with torch.no_grad():
         scores = teacher.model((pixels - teacher.scale[0]) / teacher.scale[1])
     assert int(scores.argmax()) in classes
+
+
+def test_teacher__of_a_packages_file_is_the_same_wherever_it_lies(
+    aligned: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    packaged = FrozenTeacher.load(aligned, tiny_place, CPU)
+    copy = shutil.copy(find_weights(LITE, tiny_place), tmp_path / "x.pth")
+    place = replace(tiny_place, data={**tiny_place.data, LITE: copy})
+    copied = FrozenTeacher.load(aligned, place, CPU)
+    assert copied.map(_images(2, 32)).equal(packaged.map(_images(2, 32)))
+
+
+def test_teacher__in_timms_layout_is_scaled_as_timm_says(
+    aligned: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    """Whatever its folder is called."""
+    packaged = FrozenTeacher.load(aligned, tiny_place, CPU)
+    file = tmp_path / PACKAGED[LITE] / "x.pth"
+    file.parent.mkdir()
+    torch.save(packaged.model.state_dict(), file)
+    place = replace(tiny_place, data={**tiny_place.data, LITE: file})
+    (mean, std), own = FrozenTeacher.load(aligned, place, CPU).scale, packaged.scale
+    assert {*mean.flatten().tolist(), *std.flatten().tolist()} == {0.5}
+    torch.testing.assert_close(own[0].flatten() * 255, torch.full((3,), 127.0))
+    torch.testing.assert_close(own[1].flatten() * 255, torch.full((3,), 128.0))
 
 
 def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Place) -> None:

@@ -26,8 +26,10 @@ from hpm.progress import Place
 
 __all__ = ["FrozenTeacher", "load_codebook"]
 
-# The package's own: pixels less 127, over 128.
-_PACKAGED_SCALE = (127 / 255, 128 / 255)
+# What tells the layout of a package's file from timm's; its weights are for pixels less 127, over
+# 128.
+_OWN_LAYOUT = "_conv_stem.weight"
+_OWN_SCALE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
 
 # What torch and timm raise at a file, or a size of images, that a model is not made for.
 _UNFIT = (
@@ -85,7 +87,7 @@ class FrozenTeacher:
             project=project,
             image_size=image_size,
             cells=cells,
-            scale=_scale(model, path, device),
+            scale=_scale(model, device),
             precision=config.precision,
         )
 
@@ -175,9 +177,10 @@ def _filled(name: str, outline: Any, path: Path, *, image_size: int) -> Any:
             state = load_state_dict(str(path), weights_only=True)
             if not state:
                 raise ValueError("it has none")
-            if PACKAGED.get(name, "-") in path.parts:
-                state = dict(zip(outline.state_dict(), state.values(), strict=True))
-            overlay = {"state_dict": state, "custom_load": False, **elsewhere}
+            overlay: dict[str, Any] = {"state_dict": state, "custom_load": False, **elsewhere}
+            if outline.pretrained_cfg["architecture"] in PACKAGED and _OWN_LAYOUT in state:
+                named = dict(zip(outline.state_dict(), state.values(), strict=True))
+                overlay |= {"state_dict": named, **_OWN_SCALE}
             model = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
         except _UNFIT as error:
             raise DataError(
@@ -226,9 +229,7 @@ def _words(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _scale(model: Any, path: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale(model: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    if PACKAGED.get(model.pretrained_cfg["architecture"], "-") in path.parts:
-        mean, std = ((value,) * 3 for value in _PACKAGED_SCALE)
     mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, std))
     return mean_C11, std_C11
