@@ -21,7 +21,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from hpm.config import Pretrain
 from hpm.data.errors import DataError, reading
 from hpm.data.views import IMAGENET_MEAN, IMAGENET_STD
-from hpm.hub import PACKAGED, find_file, find_weights
+from hpm.hub import PACKAGED, UNFIT, find_file, find_weights
 from hpm.progress import Place
 
 __all__ = ["FrozenTeacher", "load_codebook"]
@@ -30,19 +30,6 @@ __all__ = ["FrozenTeacher", "load_codebook"]
 # 128.
 _OWN_LAYOUT = "_conv_stem.weight"
 _OWN_SCALE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
-
-# What torch and timm raise at a file, or a size of images, that a model is not made for.
-_UNFIT = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-)
 
 
 @final
@@ -138,7 +125,7 @@ def _outline(name: str) -> Any:
     try:
         with torch.device("meta"):
             return create_model(name)
-    except _UNFIT as error:
+    except UNFIT as error:
         raise DataError(f"{name} cannot be a teacher: {_words(error)}.") from error
 
 
@@ -182,7 +169,7 @@ def _filled(name: str, outline: Any, path: Path, *, image_size: int) -> Any:
                 named = dict(zip(outline.state_dict(), state.values(), strict=True))
                 overlay |= {"state_dict": named, **_OWN_SCALE}
             model = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
-        except _UNFIT as error:
+        except UNFIT as error:
             raise DataError(
                 f"{path} must hold the weights of {name}, for images of {image_size} pixels: "
                 f"{_words(error)}."
@@ -208,7 +195,7 @@ def _width(config: Pretrain, model: Any, layer: int, *, image_size: int, cells: 
     grey_1CHW = torch.zeros(1, 3, image_size, image_size)
     try:
         width, *grid = _map(model, grey_1CHW, layer, project=config.target.project).shape[1:]
-    except _UNFIT as error:
+    except UNFIT as error:
         raise DataError(
             f"{name} must take images of {image_size} pixels: {_words(error)}. Set "
             "target.image_size to what it was made for, or name another teacher."
