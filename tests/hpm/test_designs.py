@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from hpm.data.views import normalize
 from hpm.frozen import FrozenTeacher
 from hpm.hub import PACKAGED, find_weights
 from hpm.learner import build_student
-from hpm.losses import token_loss
+from hpm.losses import absolute_loss, relative_loss, token_loss
 from hpm.masking import split_patches
 from hpm.model import MaskedModel, Prediction
 from hpm.patches import normalize_patches, patchify
@@ -151,6 +152,30 @@ def test_config__names_designs_that_cannot_be(changes: dict[str, object], path: 
     with pytest.raises(ConfigError) as caught:
         Pretrain(**changes)
     assert [problem[0] for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize("objective", ["relative", "absolute"])
+@pytest.mark.parametrize("ratio", [0.05, (0.75, 0.05), (0.05, 0.75)])
+def test_predictor__of_one_hidden_patch_is_refused(
+    tiny: Pretrain, objective: Literal["relative", "absolute"], ratio: float | tuple[float, float]
+) -> None:
+    """Of 16: its loss can be compared with no other one's, and their deviation is not a number."""
+    mask, predictor = Mask(ratio=ratio, hard_share=0.0), Predictor(objective=objective)
+    with pytest.raises(ConfigError, match=r"^mask\.ratio must hide at least two patches"):
+        replace(tiny, mask=mask, predictor=predictor)
+    assert replace(tiny, mask=mask, predictor=Predictor(objective="none")).mask == mask
+
+
+@pytest.mark.parametrize(("ratio", "unit"), [(0.1, 1), (0.05, 2), ((0.75, 0.1), 1)])
+def test_predictor__has_something_to_learn_of_what_may_be_hidden(
+    tiny: Pretrain, ratio: float | tuple[float, float], unit: int
+) -> None:
+    config = replace(tiny, mask=Mask(ratio=ratio, unit=unit))
+    least = min(config.num_hidden(end) for end in config.mask.ratio_range) * unit**2
+    draws = torch.Generator().manual_seed(0)
+    predicted, loss = torch.randn(2, 3, least, generator=draws)
+    assert relative_loss(predicted, loss) > 0
+    assert absolute_loss(predicted, loss) > 0
 
 
 @pytest.mark.parametrize(

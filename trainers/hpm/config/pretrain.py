@@ -124,6 +124,13 @@ class Pretrain:
             f"must hide at least one patch of {self.num_units if even else side**2} and leave one "
             f"visible, got {mask.ratio}.",
         )
+        least = min(hidden, default=2) * mask.unit**2
+        yield (
+            self.predictor.objective == "none" or least != 1,
+            "mask.ratio",
+            "must hide at least two patches throughout where there is a loss predictor, for it "
+            f"compares those of an image, got {mask.ratio}. Or set predictor.objective to none.",
+        )
         yield (
             self.predictor.objective != "none"
             or mask.guide == "attention"
