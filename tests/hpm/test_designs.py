@@ -133,7 +133,10 @@ def test_predictor__says_as_much_as_a_patch_has_pixels_or_one_number(
     ("changes", "path"),
     [
         ({"decoder": Decoder(depth=0)}, "decoder.depth"),
-        ({"predictor": Predictor(heads=5)}, "predictor.width"),
+        ({"predictor": Predictor(heads=5)}, "predictor.heads"),
+        ({"predictor": Predictor(shares="nothing", heads=5)}, "predictor.heads"),
+        ({"predictor": Predictor(shares="nothing", width=40)}, "predictor.width"),
+        ({"predictor": Predictor(shares="nothing", width=50, heads=5)}, "predictor.width"),
         (
             {
                 "mask": Mask(as_tokens=True),
