@@ -1,5 +1,6 @@
 """The studies that come with the project: valid, and true to presets and to papers."""
 
+import re
 from decimal import Decimal
 from itertools import product
 from pathlib import Path
@@ -179,6 +180,24 @@ def test_comparison__has_maes_own_settings(name):
     assert (optim.base_lr, optim.warmup_epochs) == (1.5e-4, 40)
     assert (optim.weight_decay, optim.betas) == (0.05, (0.9, 0.95))
     assert (mae.data.min_crop, mae.decoder.depth, mae.decoder.width) == (0.2, 8, 512)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in PAPER.glob("*.yaml") if p.stem != "all"))
+def test_paper__says_where_batch_size_and_rate_are_from(name):
+    header, content = (PAPER / f"{name}.yaml").read_text().split("name:", 1)
+    (preset,) = re.findall("^preset: (.+)$", content, re.MULTILINE)
+    optim = settle(Pretrain, flatten(Pretrain, TRAINER.presets()[preset]["pretrain"]))[0].optim
+    source = "PRETRAIN.md" if preset.endswith("200ep") else "pretrain_large.sh"
+    assert optim.base_lr == 1.5e-4
+    assert f"({optim.batch_size}) and rate (1.5e-4 * {optim.batch_size} / 256" in header
+    assert f"the official {source}." in " ".join(header.replace("#", " ").split())
+
+
+@pytest.mark.parametrize("label", ["SimMIM, 800 epochs", "MaskFeat, 300 epochs"])
+def test_comparison__says_what_its_own_rows_lack(label):
+    note = _load("paper/comparison").published[label]["finetune/top1"].note
+    assert "ours has fixed positions" in note
+    assert "HPM's recipe of fine-tuning" in note
 
 
 def test_paper__shares_what_its_tables_have_in_common():

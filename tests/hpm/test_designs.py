@@ -1,7 +1,9 @@
 """Every design of encoder, reconstructor and loss predictor, and the targets of each kind."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from hpm.data.fashion_scenes.manifest import read_source
 from hpm.data.source import open_source
 from hpm.data.views import normalize
 from hpm.frozen import FrozenTeacher
+from hpm.hub import PACKAGED, find_weights
 from hpm.learner import build_student
-from hpm.losses import token_loss
+from hpm.losses import absolute_loss, relative_loss, token_loss
 from hpm.masking import split_patches
 from hpm.model import MaskedModel, Prediction
 from hpm.patches import normalize_patches, patchify
@@ -130,7 +133,10 @@ def test_predictor__says_as_much_as_a_patch_has_pixels_or_one_number(
     ("changes", "path"),
     [
         ({"decoder": Decoder(depth=0)}, "decoder.depth"),
-        ({"predictor": Predictor(heads=5)}, "predictor.width"),
+        ({"predictor": Predictor(heads=5)}, "predictor.heads"),
+        ({"predictor": Predictor(shares="nothing", heads=5)}, "predictor.heads"),
+        ({"predictor": Predictor(shares="nothing", width=40)}, "predictor.width"),
+        ({"predictor": Predictor(shares="nothing", width=50, heads=5)}, "predictor.width"),
         (
             {
                 "mask": Mask(as_tokens=True),
@@ -149,6 +155,30 @@ def test_config__names_designs_that_cannot_be(changes: dict[str, object], path: 
     with pytest.raises(ConfigError) as caught:
         Pretrain(**changes)
     assert [problem[0] for problem in caught.value.problems] == [path]
+
+
+@pytest.mark.parametrize("objective", ["relative", "absolute"])
+@pytest.mark.parametrize("ratio", [0.05, (0.75, 0.05), (0.05, 0.75)])
+def test_predictor__of_one_hidden_patch_is_refused(
+    tiny: Pretrain, objective: Literal["relative", "absolute"], ratio: float | tuple[float, float]
+) -> None:
+    """Of 16: its loss can be compared with no other one's, and their deviation is not a number."""
+    mask, predictor = Mask(ratio=ratio, hard_share=0.0), Predictor(objective=objective)
+    with pytest.raises(ConfigError, match=r"^mask\.ratio must hide at least two patches"):
+        replace(tiny, mask=mask, predictor=predictor)
+    assert replace(tiny, mask=mask, predictor=Predictor(objective="none")).mask == mask
+
+
+@pytest.mark.parametrize(("ratio", "unit"), [(0.1, 1), (0.05, 2), ((0.75, 0.1), 1)])
+def test_predictor__has_something_to_learn_of_what_may_be_hidden(
+    tiny: Pretrain, ratio: float | tuple[float, float], unit: int
+) -> None:
+    config = replace(tiny, mask=Mask(ratio=ratio, unit=unit))
+    least = min(config.num_hidden(end) for end in config.mask.ratio_range) * unit**2
+    draws = torch.Generator().manual_seed(0)
+    predicted, loss = torch.randn(2, 3, least, generator=draws)
+    assert relative_loss(predicted, loss) > 0
+    assert absolute_loss(predicted, loss) > 0
 
 
 @pytest.mark.parametrize(
@@ -237,6 +267,31 @@ def test_teacher__still_knows_what_its_authors_taught_it(
     with torch.no_grad():
         scores = teacher.model((pixels - teacher.scale[0]) / teacher.scale[1])
     assert int(scores.argmax()) in classes
+
+
+def test_teacher__of_a_packages_file_is_the_same_wherever_it_lies(
+    aligned: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    packaged = FrozenTeacher.load(aligned, tiny_place, CPU)
+    copy = shutil.copy(find_weights(LITE, tiny_place), tmp_path / "x.pth")
+    place = replace(tiny_place, data={**tiny_place.data, LITE: copy})
+    copied = FrozenTeacher.load(aligned, place, CPU)
+    assert copied.map(_images(2, 32)).equal(packaged.map(_images(2, 32)))
+
+
+def test_teacher__in_timms_layout_is_scaled_as_timm_says(
+    aligned: Pretrain, tiny_place: Place, tmp_path: Path
+) -> None:
+    """Whatever its folder is called."""
+    packaged = FrozenTeacher.load(aligned, tiny_place, CPU)
+    file = tmp_path / PACKAGED[LITE] / "x.pth"
+    file.parent.mkdir()
+    torch.save(packaged.model.state_dict(), file)
+    place = replace(tiny_place, data={**tiny_place.data, LITE: file})
+    (mean, std), own = FrozenTeacher.load(aligned, place, CPU).scale, packaged.scale
+    assert {*mean.flatten().tolist(), *std.flatten().tolist()} == {0.5}
+    torch.testing.assert_close(own[0].flatten() * 255, torch.full((3,), 127.0))
+    torch.testing.assert_close(own[1].flatten() * 255, torch.full((3,), 128.0))
 
 
 def test_teacher__of_a_finer_grid_is_averaged(aligned: Pretrain, tiny_place: Place) -> None:

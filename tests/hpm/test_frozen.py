@@ -137,14 +137,15 @@ def test_weights__that_cannot_be_fetched_are_named(
 
 
 @pytest.mark.parametrize(
-    "content", [None, ["weights"], {}, {"state_dict": {}}, {"state_dict": 5}, {"epoch": 3}]
+    "content",
+    [b"", b"\x80\x02G\x00", ["weights"], {}, {"state_dict": {}}, {"state_dict": 5}, {"epoch": 3}],
 )
 def test_teacher__whose_file_holds_no_weights_is_refused(
     tiny: Pretrain, teachers: Place, tmp_path: Path, content: object
 ) -> None:
     file = tmp_path / "bad.pth"
-    if content is None:
-        file.touch()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
     else:
         torch.save(content, file)
     with pytest.raises(DataError, match=rf"bad\.pth must hold the weights of {VIT}") as caught:

@@ -138,6 +138,28 @@ def test_read__says_that_a_file_is_damaged_or_absent(
         read_encoder(tmp_path / name, tiny.encoder, image_size=16)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_read__says_so_wherever_a_file_is_cut(tiny: Pretrain, tmp_path: Path, zipped: bool) -> None:
+    whole = tmp_path / "whole.pth"
+    torch.save({"model": {"w": torch.ones(3)}}, whole, _use_new_zipfile_serialization=zipped)
+    content = whole.read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"cut\.pth must be a checkpoint of .* values: ."):
+            read_encoder(tmp_path / "cut.pth", tiny.encoder, image_size=16)
+
+
+# Of plain pickles: an item of an empty stack, and a number of eight bytes with one.
+ODD = {"no stack": b"\x80\x02.", "short number": b"\x80\x02G\x00"}
+
+
+@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
+def test_read__says_that_a_file_is_odd(tiny: Pretrain, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd.pth").write_bytes(content)
+    with pytest.raises(DataError, match=r"odd\.pth must be a checkpoint of .* values: ."):
+        read_encoder(tmp_path / "odd.pth", tiny.encoder, image_size=16)
+
+
 def test_checkpoint__is_a_reference_that_evaluations_start_from(
     official: dict[str, Tensor],
     encoder: VisionTransformer,

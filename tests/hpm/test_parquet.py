@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,40 @@ def test_parquet__names_the_row_of_an_image_that_cannot_be_read(tables):
             DataError, match=rf"Row {index} of row group 0 in .*validation-0\.parquet"
         ):
             source.image(index)
+
+
+MALFORMED = {
+    "": r"` .*must be JSON \(Expecting value: line 1",
+    "{": "` .*must be JSON",
+    "\xff": "` .*must be JSON",
+    "[]": r"` .*must be an object, got \[\]",
+    '{"info": null}': r"\.info` .*must be an object, got None",
+    '{"info": {"features": ["label"]}}': r"\.features` .*must be an object, got \['label'\]",
+    '{"info": {"features": {"label": "cat"}}}': r"\.label` .*must be an object, got 'cat'",
+    '{"info": {"features": {"label": {"names": 5}}}}': r"\.names` .*must be a list, got 5",
+}
+
+
+@pytest.mark.parametrize("about", MALFORMED)
+def test_parquet__names_a_file_whose_metadata_are_malformed(tables, about):
+    table = _table([8], [0]).replace_schema_metadata({"huggingface": about.encode("latin-1")})
+    pq.write_table(table, tables / "data" / "validation-0.parquet")
+    words = rf"validation-0\.parquet is malformed: `huggingface.*{MALFORMED[about]}.* Write it anew"
+    for read in (partial(open_source, "pets", "val"), partial(fingerprint, "pets")):
+        with pytest.raises(DataError, match=words) as caught:
+            read({"pets": tables})
+        assert not caught.value.retry
+
+
+LISTS = '{"info": {"features": {"boxes": [{}], "label": {"names": null}}}}'
+
+
+@pytest.mark.parametrize("about", [None, "{}", '{"info": {}}', LISTS])
+def test_parquet__may_say_nothing_of_its_labels(tables, about):
+    """Of other columns anything may be said: lists are described by lists."""
+    table = _table([8], [0]).replace_schema_metadata(about and {"huggingface": about})
+    pq.write_table(table, tables / "data" / "validation-0.parquet")
+    assert open_source("pets", "val", {"pets": tables}).classes == ("cat", "dog")
 
 
 def _damage(path, column):

@@ -21,26 +21,15 @@ from torch.nn.functional import avg_pool2d, interpolate
 from hpm.config import Pretrain
 from hpm.data.errors import DataError, reading
 from hpm.data.views import IMAGENET_MEAN, IMAGENET_STD
-from hpm.hub import PACKAGED, find_file, find_weights
+from hpm.hub import PACKAGED, UNFIT, find_file, find_weights
 from hpm.progress import Place
 
 __all__ = ["FrozenTeacher", "load_codebook"]
 
-# The package's own: pixels less 127, over 128.
-_PACKAGED_SCALE = (127 / 255, 128 / 255)
-
-# What torch and timm raise at a file, or a size of images, that a model is not made for.
-_UNFIT = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-)
+# What tells the layout of a package's file from timm's; its weights are for pixels less 127, over
+# 128.
+_OWN_LAYOUT = "_conv_stem.weight"
+_OWN_SCALE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
 
 
 @final
@@ -85,7 +74,7 @@ class FrozenTeacher:
             project=project,
             image_size=image_size,
             cells=cells,
-            scale=_scale(model, path, device),
+            scale=_scale(model, device),
             precision=config.precision,
         )
 
@@ -136,7 +125,7 @@ def _outline(name: str) -> Any:
     try:
         with torch.device("meta"):
             return create_model(name)
-    except _UNFIT as error:
+    except UNFIT as error:
         raise DataError(f"{name} cannot be a teacher: {_words(error)}.") from error
 
 
@@ -175,11 +164,12 @@ def _filled(name: str, outline: Any, path: Path, *, image_size: int) -> Any:
             state = load_state_dict(str(path), weights_only=True)
             if not state:
                 raise ValueError("it has none")
-            if PACKAGED.get(name, "-") in path.parts:
-                state = dict(zip(outline.state_dict(), state.values(), strict=True))
-            overlay = {"state_dict": state, "custom_load": False, **elsewhere}
+            overlay: dict[str, Any] = {"state_dict": state, "custom_load": False, **elsewhere}
+            if outline.pretrained_cfg["architecture"] in PACKAGED and _OWN_LAYOUT in state:
+                named = dict(zip(outline.state_dict(), state.values(), strict=True))
+                overlay |= {"state_dict": named, **_OWN_SCALE}
             model = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
-        except _UNFIT as error:
+        except UNFIT as error:
             raise DataError(
                 f"{path} must hold the weights of {name}, for images of {image_size} pixels: "
                 f"{_words(error)}."
@@ -205,7 +195,7 @@ def _width(config: Pretrain, model: Any, layer: int, *, image_size: int, cells: 
     grey_1CHW = torch.zeros(1, 3, image_size, image_size)
     try:
         width, *grid = _map(model, grey_1CHW, layer, project=config.target.project).shape[1:]
-    except _UNFIT as error:
+    except UNFIT as error:
         raise DataError(
             f"{name} must take images of {image_size} pixels: {_words(error)}. Set "
             "target.image_size to what it was made for, or name another teacher."
@@ -226,9 +216,7 @@ def _words(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _scale(model: Any, path: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale(model: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    if PACKAGED.get(model.pretrained_cfg["architecture"], "-") in path.parts:
-        mean, std = ((value,) * 3 for value in _PACKAGED_SCALE)
     mean_C11, std_C11 = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, std))
     return mean_C11, std_C11

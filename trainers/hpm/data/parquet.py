@@ -7,7 +7,6 @@ they are asked for, which is slow in random order: for speed, unpack it into ima
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpm.data.decoding import decode
+from hpm.data.descriptions import read_descriptions
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.layout import Tables
 
@@ -180,17 +180,16 @@ def _open_all(tables: Tables) -> _Files:
 
 
 def open_file(path: Path) -> OpenFile:
-    """The file's own description. Raises DataError where it cannot be read."""
+    """The file's own description. Raises DataError where it, or its metadata, cannot be read."""
     with _reading(path):
         status = path.stat()
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return OpenFile(
         FileVersion(str(path), status.st_size, status.st_mtime_ns),
         dict(zip(schema.names, schema.types, strict=True)),
         metadata,
-        written.get("info", {}).get("features", {}),
+        read_descriptions(schema.metadata, path),
     )
 
 
