@@ -232,6 +232,13 @@ def test_maps__names_a_file_that_is_no_image(ade, look, kind):
         look(ade)
 
 
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__names_a_list_of_classes_that_is_no_text(ade, look):
+    (ade / "objectInfo150.txt").write_bytes("Idx\tName\n1\tcafé\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"objectInfo150\.txt must be a text in UTF-8; save it"):
+        look(ade)
+
+
 def test_maps__that_are_away_may_come_back(ade):
     source = open_maps("x", "train", {"x": ade}, THREE)
     path = ade / "annotations" / "training" / "1.png"
@@ -411,4 +418,6 @@ def test_fits__says_what_an_encoder_lacks():
     found = TRAINER.fits(Segment(crop=30, stride=30, layers=(1, 2, 3, 4)), shallow, place)
     assert "crop must be divisible by the encoder's patch_size=4, got 30" in found
     assert "layers must be blocks of the encoder, which has 3" in found
-    assert "needs one, but the pixels" in TRAINER.fits(Segment(), Pixels(data=scenes), place)
+    for segment in (Segment(), Segment(frozen=True, drop_path=0.0)):
+        said = TRAINER.fits(segment, Pixels(data=scenes), place)
+        assert "need an encoder, but the pixels reference has none" in said

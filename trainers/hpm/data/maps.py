@@ -186,10 +186,20 @@ def _source(
 
 
 def _named_in(table: Path) -> tuple[str, ...]:
-    """ADE20K's own list of its 150 classes, where it lies beside the images."""
+    """ADE20K's own list of its 150 classes, where it lies beside the images.
+
+    Raises:
+        DataError: it is no text in UTF-8.
+    """
     if not table.is_file():
         return ()
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
+    try:
+        text = table.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{table} must be a text in UTF-8; save it as one, or remove it ({error})."
+        ) from error
+    rows = [line.split("\t") for line in text.splitlines()[1:]]
     names = tuple(row[-1].split(",")[0].strip() for row in rows)
     return names if len(names) == _ADE20K_CLASSES else ()
 
