@@ -132,7 +132,7 @@ def _require(settings: Any, parent: Any, place: Place) -> None:
 def _require_encoder(settings: Any, parent: Any) -> None:
     if isinstance(settings, Detect | Finetune | Segment) and isinstance(parent, Pixels):
         raise DataError(
-            "An evaluation that trains an encoder needs one, but the pixels reference has none. "
+            "finetune, segment and detect need an encoder, but the pixels reference has none. "
             "Leave pixels out of references, or this evaluation out of the study."
         )
     trails = isinstance(parent, config.Pretrain) and parent.needs_teacher
