@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from hpm.data.annotations import EARLY_BYTES, read_both
 from hpm.data.errors import DataError, reading
@@ -21,7 +21,14 @@ from hpm.data.layout import (
 )
 from hpm.data.maps import Classes, glance, open_maps, require_fit
 
-__all__ = ["require_labels", "require_maps", "require_objects", "steps_per_epoch"]
+__all__ = ["Counts", "require_labels", "require_maps", "require_objects", "steps_per_epoch"]
+
+
+class Counts(NamedTuple):
+    """Images of each split."""
+
+    train: int
+    val: int
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -38,8 +45,8 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size
 
 
-def require_labels(name: str, roots: Mapping[str, Path]) -> int:
-    """See that each image of a data set has a class; how many images train.
+def require_labels(name: str, roots: Mapping[str, Path]) -> Counts:
+    """See that each image of a data set has a class; how many images there are.
 
     Raises:
         DataError: they have none, or the splits have different ones.
@@ -47,7 +54,7 @@ def require_labels(name: str, roots: Mapping[str, Path]) -> int:
     with reading(roots.get(name, name)):
         match locate(name, roots):
             case Embedded():
-                return len(FashionScenes("train"))
+                return Counts(len(FashionScenes("train")), len(FashionScenes("val")))
             case Folders() | Tables() as layout:
                 return _num_labelled(layout)
             case Maps() | Annotated() as layout:
@@ -90,15 +97,15 @@ def require_objects(name: str, roots: Mapping[str, Path]) -> int | None:
 
 
 @cache
-def _num_labelled(layout: Folders | Tables) -> int:
-    """Training images; once in a process, for each stage of a study asks."""
+def _num_labelled(layout: Folders | Tables) -> Counts:
+    """Images of each split; once in a process, for each stage of a study asks."""
     if isinstance(layout, Folders):
-        open_folder(layout, "val")
-        return len(open_folder(layout, "train"))
+        return Counts(len(open_folder(layout, "train")), len(open_folder(layout, "val")))
     # pyarrow is needed by Parquet sets alone.
     from hpm.data.parquet import read_labels
 
-    return len(read_labels(layout)["train"])
+    labels = read_labels(layout)
+    return Counts(len(labels["train"]), len(labels["val"]))
 
 
 @cache
