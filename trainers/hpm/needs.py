@@ -119,8 +119,7 @@ def _require(settings: Any, parent: Any, place: Place) -> None:
             steps_per_epoch(require_maps(name, place.data, said), settings.optim.batch_size)
         case Detect():
             settings.require(parent.encoder)
-            if (images := require_objects(name, place.data)) is not None:
-                steps_per_epoch(images, settings.optim.batch_size)
+            steps_per_epoch(require_objects(name, place.data), settings.optim.batch_size)
         case Finetune():
             settings.require(parent.encoder)
             steps_per_epoch(require_labels(name, place.data).train, settings.optim.batch_size)

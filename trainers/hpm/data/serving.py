@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, assert_never
 
-from hpm.data.annotations import EARLY_BYTES, read_both
+from hpm.data.annotations import count_trained
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
@@ -78,20 +78,18 @@ def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> int:
     return _num_mapped(name, roots[name], said)
 
 
-def require_objects(name: str, roots: Mapping[str, Path]) -> int | None:
+def require_objects(name: str, roots: Mapping[str, Path]) -> int:
     """See that a data set says where objects are; how many images train.
 
-    None where its annotations are too large to be read before it is opened.
-
     Raises:
-        DataError: it does not, or its splits have different categories.
+        DataError: it does not, an annotation is wrong, or its splits have different categories.
     """
     with reading(roots.get(name, name)):
         match locate(name, roots):
             case Embedded():
                 return len(FashionScenes("train"))
             case Annotated() as layout:
-                return _num_with_object(layout)
+                return count_trained(layout)
             case _:
                 raise DataError(no_objects(name, roots[name]))
 
@@ -115,10 +113,3 @@ def _num_mapped(name: str, root: Path, said: Classes) -> int:
     for source in (training, open_maps(name, "val", {name: root}, said)):
         glance(source)
     return len(training)
-
-
-@cache
-def _num_with_object(layout: Annotated) -> int | None:
-    """Training images that have an object; once in a process, as above."""
-    sizes = [file.stat().st_size for file in (layout.train_file, layout.val_file)]
-    return None if max(sizes) > EARLY_BYTES else len(read_both(layout)[0].with_object())
