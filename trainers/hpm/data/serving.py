@@ -9,6 +9,7 @@ from hpm.data.annotations import count_trained
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
+from hpm.data.glancing import glance
 from hpm.data.layout import (
     Annotated,
     Embedded,
@@ -19,7 +20,7 @@ from hpm.data.layout import (
     no_labels,
     no_objects,
 )
-from hpm.data.maps import Classes, glance, open_maps, require_fit
+from hpm.data.maps import Classes, MapSplit, open_maps, require_fit
 
 __all__ = ["Counts", "require_labels", "require_maps", "require_objects", "steps_per_epoch"]
 
@@ -109,7 +110,8 @@ def _num_labelled(layout: Folders | Tables) -> Counts:
 @cache
 def _num_mapped(name: str, root: Path, said: Classes) -> int:
     """Training images; once in a process, for each head and evaluation of a study asks."""
-    training = open_maps(name, "train", {name: root}, said)
-    for source in (training, open_maps(name, "val", {name: root}, said)):
-        glance(source)
-    return len(training)
+    splits: tuple[MapSplit, MapSplit] = ("train", "val")
+    sources = [open_maps(name, split, {name: root}, said) for split in splits]
+    for source, split in zip(sources, splits, strict=True):
+        glance(source, split)
+    return len(sources[0])
