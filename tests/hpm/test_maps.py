@@ -15,7 +15,7 @@ from PIL import Image
 
 from hpm.config import Data, Encoder
 from hpm.data import fingerprint as fingerprinting
-from hpm.data import maps, serving
+from hpm.data import glancing, parquet, serving
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.maps import VOID, Classes, open_maps
@@ -232,6 +232,13 @@ def test_maps__names_a_file_that_is_no_image(ade, look, kind):
         look(ade)
 
 
+@pytest.mark.parametrize("look", [_early, _first])
+def test_maps__names_a_list_of_classes_that_is_no_text(ade, look):
+    (ade / "objectInfo150.txt").write_bytes("Idx\tName\n1\tcafé\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"objectInfo150\.txt must be a text in UTF-8; save it"):
+        look(ade)
+
+
 def test_maps__that_are_away_may_come_back(ade):
     source = open_maps("x", "train", {"x": ade}, THREE)
     path = ade / "annotations" / "training" / "1.png"
@@ -258,24 +265,83 @@ def test_require_maps__looks_at_every_pair_of_a_small_split(ade, split):
         require_maps("x", {"x": ade}, THREE)
 
 
-# In the order of names 0, 1, 10, ..., 19, 2, 20, ... the eighth is 15, and the eighth last is 29.
-@pytest.mark.parametrize(("wrong", "seen"), [(15, True), (16, False), (28, False), (29, True)])
-def test_require_maps__looks_at_both_ends_of_a_large_split(ade, monkeypatch, wrong, seen):
-    monkeypatch.setattr(maps, "_WHOLE", 29)
-    _many(ade, "validation", 30, wrong=wrong)
-    if not seen:
+@pytest.mark.parametrize("wrong", range(10))
+def test_require_maps__looks_at_an_even_sample_of_a_large_split(ade, monkeypatch, wrong):
+    monkeypatch.setattr(glancing, "_WHOLE", 9)
+    monkeypatch.setattr(glancing, "_PAIRS", 4)
+    _many(ade, "validation", 10, wrong=wrong)
+    if wrong not in (0, 3, 6, 9):
         assert require_maps("x", {"x": ade}, THREE) == 3
         return
     with pytest.raises(DataError, match=rf"validation/{wrong}\.png must hold values"):
         require_maps("x", {"x": ade}, THREE)
 
 
+@pytest.mark.parametrize("wrong", [2, 5, 7])
+@pytest.mark.parametrize(
+    ("map_", "said"),
+    [
+        (_png(np.ones((8, 6), np.uint8)), r"must have the size of its image, 8 x 6, got 6 x 8"),
+        (_png(np.ones((6, 8, 3), np.uint8)), "must be a map of classes, .* got mode RGB"),
+        (b"\x89PNG\r\n\x1a\n, and no more", "must be a readable image"),
+    ],
+)
+def test_require_maps__looks_at_every_header_of_a_large_split(ade, monkeypatch, wrong, map_, said):
+    monkeypatch.setattr(glancing, "_WHOLE", 9)
+    monkeypatch.setattr(glancing, "_PAIRS", 2)
+    _many(ade, "training", 10, wrong=None)
+    path = ade / "annotations" / "training" / f"{wrong}.png"
+    path.write_bytes(map_)
+    with pytest.raises(DataError, match=rf"training/{wrong}\.png {said}"):
+        require_maps("x", {"x": ade}, THREE)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UnreachableError, match=rf"training/{wrong}\.png cannot be read"):
+        require_maps("x", {"x": ade}, THREE)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("wrong", range(10))
+def test_require_maps__looks_at_a_few_row_groups_of_a_large_file(tables, monkeypatch, held, wrong):
+    monkeypatch.setattr(glancing, "_WHOLE", 9)
+    monkeypatch.setattr(glancing, "_PAIRS", 2)
+    monkeypatch.setattr(parquet, "HELD_BYTES", 1 << 30 if held else 0)
+    rows = _table("training").to_pylist()[:1] * 20
+    other = {"bytes": _encoded("training", 1)[1], "path": ""}
+    rows[2 * wrong + 1] = {**rows[0], "annotation": other}
+    table = pa.Table.from_pylist(rows, schema=_table("training").schema)
+    pq.write_table(table, tables / "train.parquet", row_group_size=2)
+    if not held and wrong not in (0, 3, 6, 9):
+        assert require_maps("x", {"x": tables}, THREE) == 20
+        return
+    with pytest.raises(DataError, match=rf"row 1 of row group {wrong} in .* got 5 x 9"):
+        require_maps("x", {"x": tables}, THREE)
+
+
+def test_require_maps__of_scenes_finds_nothing_wrong():
+    glancing.glance(open_maps("fashion-scenes", "val", {}, Classes()), "val")
+
+
+@pytest.mark.parametrize(("split", "kind"), [("train", "training"), ("val", "validation")])
+def test_require_maps__wants_a_pixel_of_a_small_split_that_is_not_void(ade, split, kind):
+    for number, size in enumerate(SIZES[kind]):
+        path = ade / "annotations" / kind / f"{number}.png"
+        path.write_bytes(_png(np.zeros(size[::-1], np.uint8)))
+    with pytest.raises(DataError, match=f"The {kind} split must have pixels that are not void"):
+        require_maps("x", {"x": ade}, THREE)
+    assert require_maps("x", {"x": ade}, Classes(void=3, classes=3)) == 3
+    one = np.zeros(size[::-1], np.uint8)
+    one[-1, -1] = 2
+    path.write_bytes(_png(one))
+    assert require_maps("x", {"x": ade}, THREE) == 3
+
+
 def test_require_maps__looks_once_in_a_process(ade, monkeypatch):
     looks = []
-    monkeypatch.setattr(serving, "glance", looks.append)
+    monkeypatch.setattr(serving, "glance", lambda source, split: looks.append(split))
     for said in (THREE, THREE, Classes(void=3, classes=3)):
         assert require_maps("x", {"x": ade}, said) == 3
-    assert len(looks) == 4
+    assert looks == ["train", "val"] * 2
 
 
 @pytest.mark.parametrize("look", [_early, _first])
@@ -411,4 +477,6 @@ def test_fits__says_what_an_encoder_lacks():
     found = TRAINER.fits(Segment(crop=30, stride=30, layers=(1, 2, 3, 4)), shallow, place)
     assert "crop must be divisible by the encoder's patch_size=4, got 30" in found
     assert "layers must be blocks of the encoder, which has 3" in found
-    assert "needs one, but the pixels" in TRAINER.fits(Segment(), Pixels(data=scenes), place)
+    for segment in (Segment(), Segment(frozen=True, drop_path=0.0)):
+        said = TRAINER.fits(segment, Pixels(data=scenes), place)
+        assert "need an encoder, but the pixels reference has none" in said

@@ -52,7 +52,13 @@ assert next(steps).metrics["hard_share"] == 0.5
 
 _LIGHT = """
 import sys
-import hpm.trainer
+from types import SimpleNamespace
+from hpm.config import Data
+from hpm.evaluate.config import Knn, Linear, Pixels
+from hpm.trainer import TRAINER
+place = SimpleNamespace(data={}, threads=1, loaders=0, download=False)
+for settings in (Knn(), Linear()):
+    assert TRAINER.fits(settings, Pixels(data=Data(name="fashion-scenes")), place) is None
 heavy = {"torch", "timm", "torchvision", "ray", "mlflow", "pandas", "pyarrow", "pycocotools"}
 heavy &= sys.modules.keys()
 assert not heavy, heavy

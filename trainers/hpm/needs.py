@@ -11,11 +11,18 @@ from hpm import config
 from hpm.data.errors import DataError
 from hpm.data.fingerprint import file_digest, fingerprint
 from hpm.data.maps import Classes
-from hpm.data.serving import require_labels, require_maps, require_objects, steps_per_epoch
+from hpm.data.serving import (
+    Counts,
+    require_labels,
+    require_maps,
+    require_objects,
+    steps_per_epoch,
+)
 from hpm.evaluate.config import Checkpoint, Knn, Linear, Pixels, Random
 from hpm.evaluate.detect.config import Detect, missing
 from hpm.evaluate.finetune_config import Augment, Finetune
 from hpm.evaluate.recipe import Recipe
+from hpm.evaluate.room import require_room
 from hpm.evaluate.segment.config import Segment
 from hpm.hub import find_file, find_weights
 from hpm.progress import Place
@@ -114,27 +121,39 @@ def _require(settings: Any, parent: Any, place: Place) -> None:
             steps_per_epoch(require_maps(name, place.data, said), settings.optim.batch_size)
         case Detect():
             settings.require(parent.encoder)
-            if (images := require_objects(name, place.data)) is not None:
-                steps_per_epoch(images, settings.optim.batch_size)
+            steps_per_epoch(require_objects(name, place.data), settings.optim.batch_size)
         case Finetune():
             settings.require(parent.encoder)
-            steps_per_epoch(require_labels(name, place.data), settings.optim.batch_size)
-        case Linear():
-            steps_per_epoch(require_labels(name, place.data), settings.batch_size)
-        case Knn():
-            settings.require(require_labels(name, place.data))
+            steps_per_epoch(require_labels(name, place.data).train, settings.optim.batch_size)
+        case Knn() | Linear():
+            _require_images(settings, parent, require_labels(name, place.data))
         case config.Pretrain(target=target):
-            steps_per_epoch(require_labels(name, place.data), settings.optim.batch_size)
+            steps_per_epoch(require_labels(name, place.data).train, settings.optim.batch_size)
             if target.kind in ("teacher", "tokens"):
                 _try_target(settings, place)
         case other:
             raise AssertionError(other)
 
 
+def _require_images(settings: Knn | Linear, parent: Any, images: Counts) -> None:
+    """See that there are images enough, and not too many for what is kept of each."""
+    if isinstance(settings, Knn):
+        settings.require(images.train)
+    else:
+        steps_per_epoch(images.train, settings.batch_size)
+    # With augmentation features of training images are made as they are needed.
+    anew = isinstance(settings, Linear) and settings.augment
+    pixels = isinstance(parent, Pixels)
+    require_room(
+        images.val if anew else max(images),
+        3 * parent.data.image_size**2 if pixels else parent.encoder.width,
+    )
+
+
 def _require_encoder(settings: Any, parent: Any) -> None:
     if isinstance(settings, Detect | Finetune | Segment) and isinstance(parent, Pixels):
         raise DataError(
-            "An evaluation that trains an encoder needs one, but the pixels reference has none. "
+            "finetune, segment and detect need an encoder, but the pixels reference has none. "
             "Leave pixels out of references, or this evaluation out of the study."
         )
     trails = isinstance(parent, config.Pretrain) and parent.needs_teacher

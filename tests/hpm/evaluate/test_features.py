@@ -9,9 +9,11 @@ from hpm.data.errors import DataError
 from hpm.data.loading import EvaluationViews
 from hpm.data.sampling import Key
 from hpm.data.source import open_source
-from hpm.evaluate.config import EvalData
+from hpm.evaluate import knn, linear
+from hpm.evaluate.config import EvalData, Knn, Linear, Pixels
 from hpm.evaluate.features import BATCH, Features, export_pixels, load_frozen
 from hpm.rules import ConfigError
+from hpm.trainer import TRAINER
 from hpm.weights import export_encoder, load_encoder
 
 
@@ -82,6 +84,36 @@ def test_features__that_fit_into_no_memory_are_refused_at_once(tmp_path):
     said = "150528 values of each of 1281167 images need 718 GiB. Give a pixels reference a smaller"
     with pytest.raises(DataError, match=re.escape(said)):
         Features(Vast(), frozen.width)
+
+
+# In bytes of float32: what the 142 images of validation need, or the 300 of training.
+@pytest.mark.parametrize("room", [lambda w: 4 * 142 * w - 1, lambda w: 4 * 300 * w - 1, None])
+@pytest.mark.parametrize("of_pixels", [False, True])
+@pytest.mark.parametrize(
+    ("stage_run", "config"),
+    [
+        (knn.run, Knn(k=(3,), report_k=3)),
+        (linear.run, Linear(batch_size=64)),
+        (linear.run, Linear(batch_size=64, augment=False)),
+    ],
+)
+def test_features__planning_refuses_what_the_stage_would(
+    stage, place, settings, request, monkeypatch, stage_run, config, of_pixels, room
+):
+    parent = Pixels(data=settings.data) if of_pixels else settings
+    width = 3 * 16**2 if of_pixels else settings.encoder.width
+    if room is not None:
+        monkeypatch.setattr("hpm.evaluate.room._ROOM", room(width))
+    export = request.getfixturevalue("pixels" if of_pixels else "encoder")
+    images = 300 if isinstance(config, Knn) or not config.augment else 142
+    if room is None or 4 * images * width <= room(width):
+        assert TRAINER.fits(config, parent, place) is None
+        next(stage(stage_run, config, export))
+        return
+    said = f"{width} values of each of {images} images need"
+    assert said in TRAINER.fits(config, parent, place)
+    with pytest.raises(DataError, match="Features must fit into"):
+        next(stage(stage_run, config, export))
 
 
 def test_own_data__keeps_the_encoders_image_size(encoder, pixels):

@@ -1,20 +1,34 @@
-"""Encoded bytes to RGB images, and a cheap look at many files before anything runs."""
+"""Encoded bytes to RGB images, and cheap looks at many files before anything runs."""
 
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
 from hpm.data.errors import DataError
 
-__all__ = ["decode", "require_readable"]
+__all__ = ["DAMAGES", "Header", "decode", "read_header", "require_readable", "spread"]
+
+DAMAGES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow's plugins raise on damaged files."""
 
 _MOST_FILES = 20_000
 _TAIL_BYTES = 4096
 # How files that hold the whole image begin, and what then stands near their end.
 _ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
+
+
+class Header(NamedTuple):
+    """What an image file says at its beginning."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    mode: str
+    named: str
+    """What the image is called in a sentence."""
 
 
 def decode(encoded: bytes, *, named: str) -> Image.Image:
@@ -25,9 +39,32 @@ def decode(encoded: bytes, *, named: str) -> Image.Image:
     """
     try:
         return Image.open(io.BytesIO(encoded)).convert("RGB")
-    # Pillow's plugins raise each of these on damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGES as error:
         raise DataError(f"{named} must be a readable image: {error}.") from error
+
+
+def read_header(file: BinaryIO, *, named: str) -> Header:
+    """Size and mode of an image, of which only the beginning is read.
+
+    Raises:
+        DataError: this is no image; the text calls it `named`.
+        OSError: the system refuses to read it.
+    """
+    try:
+        with Image.open(file) as image:
+            return Header(image.size, image.mode, named)
+    except DAMAGES as error:
+        # Of damage Pillow says no number of the system's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(f"{named} must be a readable image: {error}.") from error
+
+
+def spread(indices: Sequence[int], most: int) -> Sequence[int]:
+    """Up to so many of them, evenly from the first to the last."""
+    if len(indices) <= most:
+        return indices
+    return [indices[at * (len(indices) - 1) // (most - 1)] for at in range(most)]
 
 
 def require_readable(paths: Sequence[Path]) -> None:

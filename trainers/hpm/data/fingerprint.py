@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
-from hpm.data.annotations import EARLY_BYTES, read_annotations
+from hpm.data.annotations import count_trained
 from hpm.data.decoding import require_readable
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.manifest import read_manifest, read_source
@@ -50,8 +50,8 @@ def fingerprint(name: str, roots: Mapping[str, Path]) -> str:
 
     What is plainly unreadable is reported now, before anything runs: see `require_readable` for
     images; an image without its annotation; Parquet files with labels, but without the columns and
-    classes that `open_parquet` asks for; COCO's annotations of up to 64 MiB (its validation split
-    has less). `hpm.data.serving` says whether a data set serves a stage.
+    classes that `open_parquet` asks for; wrong annotations in COCO's layout. `hpm.data.serving`
+    says whether a data set serves a stage.
 
     Raises:
         DataError: the data set is unknown, absent, laid out otherwise, or has unreadable files.
@@ -106,6 +106,7 @@ def file_digest(path: Path) -> str:
 
 
 def _list_annotated(annotated: Annotated) -> list[object]:
+    count_trained(annotated)
     listed: list[object] = []
     for folder, file in (
         (annotated.train, annotated.train_file),
@@ -115,8 +116,6 @@ def _list_annotated(annotated: Annotated) -> list[object]:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         whole = sum(sizes.values()) <= _HASHED_BYTES and len(sizes) <= _HASHED_FILES
         images = [(n, file_digest(folder / n) if whole else sizes[n]) for n in sorted(sizes)]
-        if file.stat().st_size <= EARLY_BYTES:
-            read_annotations(file, folder)
         require_readable([folder / name for name in sizes if name.lower().endswith(_PICTURES)])
         listed += [images, file_digest(file)]
     return listed

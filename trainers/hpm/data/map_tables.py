@@ -5,17 +5,23 @@ what the `datasets` library writes of a column, the schema's metadata may say `n
 classes) and `void` (a value) of `annotation`.
 """
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
+from hpm.data.decoding import Header, read_header, spread
 from hpm.data.errors import DataError
 from hpm.data.layout import Tables
 from hpm.data.parquet import OpenFile, Rows, holds_images, open_file, rows_of
 
 __all__ = ["TableMaps", "has_maps", "open_map_tables"]
+
+_GROUPS = 4
+"""Row groups that are in reach where none are held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,22 @@ class TableMaps:
         """The encoded annotation, and what it is called in a sentence."""
         encoded, named = self.rows.encoded(index, "annotation")
         return encoded, f"The annotation of row{named.removeprefix('Row')}"
+
+    def headers(self, index: int) -> tuple[Header, Header]:
+        """Those of the image and of its annotation. Raises DataError where either is no image."""
+        (image, row), (map_, named) = self.rows.encoded(index), self.annotation(index)
+        return (
+            read_header(io.BytesIO(image), named=row),
+            read_header(io.BytesIO(map_), named=named),
+        )
+
+    def reach(self) -> Sequence[int]:
+        """Rows that are held in memory; else those of four groups, spread evenly."""
+        if self.rows.held:
+            return range(len(self))
+        starts = self.rows.starts.tolist()
+        groups = spread(range(len(starts) - 1), _GROUPS)
+        return [row for group in groups for row in range(starts[group], starts[group + 1])]
 
 
 def has_maps(tables: Tables) -> bool:

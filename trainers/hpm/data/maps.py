@@ -6,7 +6,7 @@ H, W height and width of an annotation.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeAlias, assert_never
@@ -15,22 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpm.data.decoding import decode
-from hpm.data.errors import DataError, UnreachableError, reading
+from hpm.data.decoding import DAMAGES, Header
+from hpm.data.errors import DataError, reading
+from hpm.data.fashion_scenes.render import SIDE
 from hpm.data.fashion_scenes.scenes import CLASSES, FashionScenes
-from hpm.data.layout import Annotated, Embedded, Folders, MapFile, Maps, Tables, locate, map_files
+from hpm.data.layout import Annotated, Embedded, Folders, Maps, Tables, locate, map_files
+from hpm.data.map_folders import ADE20K_CLASSES, MapFolders, class_names
 
-__all__ = ["VOID", "ClassMap", "Classes", "MapSource", "glance", "open_maps", "require_fit"]
+__all__ = [
+    "VOID",
+    "ClassMap",
+    "Classes",
+    "MapSource",
+    "MapSplit",
+    "open_maps",
+    "require_fit",
+    "require_known",
+]
+
+MapSplit: TypeAlias = Literal["train", "val"]
 
 ClassMap: TypeAlias = NDArray[np.uint8]
 """[H, W], a class or VOID in each pixel."""
 
 VOID = 255
 """What stands for void in a `ClassMap`, whatever stands for it in the files."""
-
-_ADE20K_CLASSES = 150
-_GLANCES = 8
-_WHOLE = 500
 
 
 class Classes(NamedTuple):
@@ -46,6 +55,14 @@ class _Raw(Protocol):
     def image(self, index: int) -> Image.Image: ...
 
     def annotation(self, index: int) -> tuple[bytes, str] | ClassMap: ...
+
+    def headers(self, index: int) -> tuple[Header, Header]:
+        """Those of the image and of its annotation."""
+        ...
+
+    def reach(self) -> Sequence[int]:
+        """Indices, in ascending order, of what can be looked at without much reading."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +88,18 @@ class MapSource:
         """
         image, found = self.raw.image(index), self.raw.annotation(index)
         values, named = (found, f"Map {index}") if isinstance(found, np.ndarray) else _values(found)
-        if values.shape != (image.height, image.width):
-            raise DataError(
-                f"{named} must have the size of its image, {image.width} x {image.height}, "
-                f"got {values.shape[1]} x {values.shape[0]}."
-            )
+        _require_size((values.shape[1], values.shape[0]), image.size, named)
         return image, self._classes(values, named)
+
+    def compare(self, index: int) -> None:
+        """See that an image and its map have one size, and the map one channel, by their headers.
+
+        Raises:
+            DataError: they do not, or either is no image.
+        """
+        image, map_ = self.raw.headers(index)
+        _require_mode(map_.mode, map_.named)
+        _require_size(map_.size, image.size, map_.named)
 
     def _classes(self, values: ClassMap, named: str) -> ClassMap:
         first = int(self.void == 0)
@@ -95,7 +118,7 @@ class MapSource:
 
 def open_maps(
     name: str,
-    split: Literal["train", "val"],
+    split: MapSplit,
     roots: Mapping[str, Path],
     said: Classes,
 ) -> MapSource:
@@ -114,9 +137,8 @@ def open_maps(
             case Embedded():
                 return _source(_Scenes(FashionScenes.open(split)), _Scenes.NAMES, None, said)
             case Maps(root):
-                files = _Files(root, map_files(root, split))
-                known = _named_in(root / "objectInfo150.txt") or _ADE20K_CLASSES
-                return _source(files, known, 0, said)
+                folders = MapFolders(root, map_files(root, split))
+                return _source(folders, class_names(root) or ADE20K_CLASSES, 0, said)
             case Tables() as tables:
                 # pyarrow is needed by Parquet sets alone; without it every other set still works.
                 from hpm.data.map_tables import open_map_tables
@@ -142,19 +164,14 @@ def require_fit(said: Classes) -> None:
     _source(_Scenes(FashionScenes("val")), _Scenes.NAMES, None, said)
 
 
-def glance(source: MapSource) -> None:
-    """Look at all images of a split of up to 500, and at their annotations.
-
-    Of a larger one at the first and last eight. Not at an even sample: a row of a large Parquet
-    file is read with all of its group.
-
-    Raises:
-        DataError: one of them is wrong, as `MapSource.pair` says.
-    """
-    every = range(len(source))
-    few = len(every) <= _WHOLE
-    for index in every if few else (*every[:_GLANCES], *every[-_GLANCES:]):
-        source.pair(index)
+def require_known(pixels: int, split: MapSplit) -> None:
+    """See that so many pixels of a split that are not void are some. Raises DataError."""
+    if pixels == 0:
+        kind = "training" if split == "train" else "validation"
+        raise DataError(
+            f"The {kind} split must have pixels that are not void, got none; set data.void of "
+            "this evaluation."
+        )
 
 
 def _source(
@@ -185,29 +202,31 @@ def _source(
     return MapSource(raw=raw, names=names or tuple(map(str, range(count))), void=void)
 
 
-def _named_in(table: Path) -> tuple[str, ...]:
-    """ADE20K's own list of its 150 classes, where it lies beside the images."""
-    if not table.is_file():
-        return ()
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
-    names = tuple(row[-1].split(",")[0].strip() for row in rows)
-    return names if len(names) == _ADE20K_CLASSES else ()
-
-
 def _values(found: tuple[bytes, str]) -> tuple[ClassMap, str]:
     encoded, named = found
     try:
         map_ = Image.open(io.BytesIO(encoded))
         mode, values = map_.mode, np.asarray(map_)
-    # Pillow's plugins raise each of these on damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGES as error:
         raise DataError(f"{named} must be a readable image: {error}.") from error
+    _require_mode(mode, named)
+    return values, named
+
+
+def _require_mode(mode: str, named: str) -> None:
     if mode not in ("L", "P"):
         raise DataError(
             f"{named} must be a map of classes, with one channel of 8 bits (mode L or P), "
             f"got mode {mode}."
         )
-    return values, named
+
+
+def _require_size(size: tuple[int, int], wanted: tuple[int, int], named: str) -> None:
+    if size != wanted:
+        raise DataError(
+            f"{named} must have the size of its image, {wanted[0]} x {wanted[1]}, "
+            f"got {size[0]} x {size[1]}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,26 +244,9 @@ class _Scenes:
     def annotation(self, index: int) -> ClassMap:
         return self.scenes.mask(index) * np.uint8(1 + self.scenes.label(index))
 
+    def headers(self, index: int) -> tuple[Header, Header]:
+        size = (SIDE, SIDE)
+        return Header(size, "RGB", f"Image {index}"), Header(size, "L", f"Map {index}")
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    root: Path
-    files: tuple[MapFile, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def image(self, index: int) -> Image.Image:
-        encoded, named = self._read(self.files[index].image)
-        return decode(encoded, named=named)
-
-    def annotation(self, index: int) -> tuple[bytes, str]:
-        return self._read(self.files[index].annotation)
-
-    def _read(self, path: str) -> tuple[bytes, str]:
-        try:
-            return (self.root / path).read_bytes(), str(self.root / path)
-        except OSError as error:
-            raise UnreachableError(
-                f"{self.root / path} cannot be read: {error.strerror}."
-            ) from error
+    def reach(self) -> Sequence[int]:
+        return range(len(self))

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
-from hpm.data.annotations import EARLY_BYTES, read_both
+from hpm.data.annotations import count_trained
 from hpm.data.errors import DataError, reading
 from hpm.data.fashion_scenes.scenes import FashionScenes
 from hpm.data.folder import open_folder
+from hpm.data.glancing import glance
 from hpm.data.layout import (
     Annotated,
     Embedded,
@@ -19,9 +20,16 @@ from hpm.data.layout import (
     no_labels,
     no_objects,
 )
-from hpm.data.maps import Classes, glance, open_maps, require_fit
+from hpm.data.maps import Classes, MapSplit, open_maps, require_fit
 
-__all__ = ["require_labels", "require_maps", "require_objects", "steps_per_epoch"]
+__all__ = ["Counts", "require_labels", "require_maps", "require_objects", "steps_per_epoch"]
+
+
+class Counts(NamedTuple):
+    """Images of each split."""
+
+    train: int
+    val: int
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -38,8 +46,8 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size
 
 
-def require_labels(name: str, roots: Mapping[str, Path]) -> int:
-    """See that each image of a data set has a class; how many images train.
+def require_labels(name: str, roots: Mapping[str, Path]) -> Counts:
+    """See that each image of a data set has a class; how many images there are.
 
     Raises:
         DataError: they have none, or the splits have different ones.
@@ -47,7 +55,7 @@ def require_labels(name: str, roots: Mapping[str, Path]) -> int:
     with reading(roots.get(name, name)):
         match locate(name, roots):
             case Embedded():
-                return len(FashionScenes("train"))
+                return Counts(len(FashionScenes("train")), len(FashionScenes("val")))
             case Folders() | Tables() as layout:
                 return _num_labelled(layout)
             case Maps() | Annotated() as layout:
@@ -71,47 +79,39 @@ def require_maps(name: str, roots: Mapping[str, Path], said: Classes) -> int:
     return _num_mapped(name, roots[name], said)
 
 
-def require_objects(name: str, roots: Mapping[str, Path]) -> int | None:
+def require_objects(name: str, roots: Mapping[str, Path]) -> int:
     """See that a data set says where objects are; how many images train.
 
-    None where its annotations are too large to be read before it is opened.
-
     Raises:
-        DataError: it does not, or its splits have different categories.
+        DataError: it does not, an annotation is wrong, or its splits have different categories.
     """
     with reading(roots.get(name, name)):
         match locate(name, roots):
             case Embedded():
                 return len(FashionScenes("train"))
             case Annotated() as layout:
-                return _num_with_object(layout)
+                return count_trained(layout)
             case _:
                 raise DataError(no_objects(name, roots[name]))
 
 
 @cache
-def _num_labelled(layout: Folders | Tables) -> int:
-    """Training images; once in a process, for each stage of a study asks."""
+def _num_labelled(layout: Folders | Tables) -> Counts:
+    """Images of each split; once in a process, for each stage of a study asks."""
     if isinstance(layout, Folders):
-        open_folder(layout, "val")
-        return len(open_folder(layout, "train"))
+        return Counts(len(open_folder(layout, "train")), len(open_folder(layout, "val")))
     # pyarrow is needed by Parquet sets alone.
     from hpm.data.parquet import read_labels
 
-    return len(read_labels(layout)["train"])
+    labels = read_labels(layout)
+    return Counts(len(labels["train"]), len(labels["val"]))
 
 
 @cache
 def _num_mapped(name: str, root: Path, said: Classes) -> int:
     """Training images; once in a process, for each head and evaluation of a study asks."""
-    training = open_maps(name, "train", {name: root}, said)
-    for source in (training, open_maps(name, "val", {name: root}, said)):
-        glance(source)
-    return len(training)
-
-
-@cache
-def _num_with_object(layout: Annotated) -> int | None:
-    """Training images that have an object; once in a process, as above."""
-    sizes = [file.stat().st_size for file in (layout.train_file, layout.val_file)]
-    return None if max(sizes) > EARLY_BYTES else len(read_both(layout)[0].with_object())
+    splits: tuple[MapSplit, MapSplit] = ("train", "val")
+    sources = [open_maps(name, split, {name: root}, said) for split in splits]
+    for source, split in zip(sources, splits, strict=True):
+        glance(source, split)
+    return len(sources[0])

@@ -20,6 +20,7 @@ from hpm.data.source import Source
 from hpm.distributed import this_worker
 from hpm.evaluate.config import EvalData
 from hpm.evaluate.dealing import deal
+from hpm.evaluate.room import require_room
 from hpm.weights import Description, load_encoder
 
 __all__ = [
@@ -36,9 +37,6 @@ Pool: TypeAlias = Literal["cls", "mean"]
 
 BATCH = 128
 """Images of one pass. Part of the numbers: a matrix product's last bits depend on its shape."""
-
-_ROOM = 16 << 30
-"""Bytes that the features of a split may need: thrice what ImageNet's take at a width of 1024."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +131,7 @@ class Features:
     """
 
     def __init__(self, source: Source, width: int) -> None:
-        _require_room(len(source), width)
+        require_room(len(source), width)
         self.source = source
         self.filled = 0
         self.rows_ND = torch.zeros(len(source), width)
@@ -185,13 +183,3 @@ class Features:
         self.rows_ND[self.filled : end] = rows_BD
         self.labels_N[self.filled : end] = labels_B
         self.filled = end
-
-
-def _require_room(images: int, width: int) -> None:
-    needed = 4 * images * width
-    if needed > _ROOM:
-        raise DataError(
-            f"Features must fit into {_ROOM / 2**30:.0f} GiB, but {width} values of each of "
-            f"{images} images need {needed / 2**30:.0f} GiB. "
-            "Give a pixels reference a smaller data.image_size, or evaluate on fewer images."
-        )

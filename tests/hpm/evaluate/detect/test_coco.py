@@ -1,5 +1,6 @@
 """Data sets in COCO's layout: what is read, and what is refused."""
 
+import gc
 import pickle
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as runs
 
 from hpm.config import Data, Encoder
+from hpm.data import annotations
 from hpm.data.errors import DataError, UnreachableError
 from hpm.data.fingerprint import fingerprint
 from hpm.data.layout import Annotated, Folders, locate
@@ -24,6 +26,9 @@ from hpm.trainer import TRAINER
 @pytest.fixture
 def root(write, tmp_path):
     return write(tmp_path / "set", train=4, val=2)
+
+
+parse = annotations._parse
 
 
 def opened(root):
@@ -135,6 +140,7 @@ def _annotation(**changes):
         (_annotation(image_id=4), "of an image of the file, got image_id 4"),
         (_annotation(segmentation=[]), "annotation 51 .* polygons of at least three points"),
         (_annotation(segmentation=[[1, 2, 3, 4]]), "at least three points"),
+        (_annotation(segmentation=[[1, 2, 3, 4, 5, "6"]]), "at least three points"),
         (_annotation(segmentation={"size": [8, 8], "counts": [64]}), "runs of 0001.png"),
         (_annotation(segmentation={"size": [24, 32], "counts": ["768"]}), "runs of 0001.png"),
         (_annotation(segmentation={"size": [24, 32], "counts": [-1, 769]}), "runs of 0001.png"),
@@ -161,9 +167,10 @@ def _annotation(**changes):
 )
 def test_coco__says_what_an_annotation_must_be(root, edit, how, needed):
     edit(root, "val", how)
-    with pytest.raises(DataError, match=needed) as caught:
-        opened(root)
-    assert "instances_val2017.json" in str(caught.value)
+    for look in (opened, lambda root: require_objects("set", {"set": root})):
+        with pytest.raises(DataError, match=needed) as caught:
+            look(root)
+        assert "instances_val2017.json" in str(caught.value)
 
 
 def test_coco__boxes_may_be_rounded_out_of_an_image(root, edit):
@@ -213,7 +220,7 @@ def test_fingerprint__finds_what_is_wrong_before_anything_runs(root, edit):
         fingerprint("set", {"set": root})
 
 
-def test_fits__reads_small_annotation_files_before_anything_trains(root, edit, small):
+def test_fits__reads_annotation_files_before_anything_trains(root, edit, small):
     place = SimpleNamespace(data={"blocks": root}, threads=1, loaders=0, download=False)
     encoder = Encoder(patch_size=8, width=16, heads=2)
     parent = Random(data=Data(name="fashion-scenes", image_size=32), encoder=encoder)
@@ -225,10 +232,32 @@ def test_fits__reads_small_annotation_files_before_anything_trains(root, edit, s
     assert "batch_size=6 for 4 images" in TRAINER.fits(many, parent, place)
 
 
-def test_fits__leaves_large_annotation_files_to_the_stage(root, edit, monkeypatch):
-    monkeypatch.setattr("hpm.data.serving.EARLY_BYTES", 1)
-    edit(root, "val", lambda d: d["categories"][0].update(name="green"))
-    assert require_objects("set", {"set": root}) is None
+def test_require_objects__reads_files_once_as_they_are(root, edit, monkeypatch):
+    read = []
+    monkeypatch.setattr(annotations, "_parse", lambda file: read.append(file.name) or parse(file))
+    for _ in range(2):
+        fingerprint("set", {"set": root})
+        assert require_objects("set", {"set": root}) == 4
+    both = ["instances_train2017.json", "instances_val2017.json"]
+    assert read == both
+    edit(root, "train", lambda d: d["annotations"].pop())
+    assert require_objects("set", {"set": root}) == 3
+    assert read == both * 2
+    (root / "train2017" / "0001.png").unlink()
+    with pytest.raises(UnreachableError, match=r"0001\.png"):
+        require_objects("set", {"set": root})
+
+
+def test_coco__is_read_with_cycles_looked_for_before_and_after(root):
+    assert gc.isenabled()
+    opened(root)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        opened(root)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("which", [0, 1])

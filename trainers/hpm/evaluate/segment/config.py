@@ -81,8 +81,9 @@ class Segment:
     `upernet` sees the tokens after the four blocks `layers`, counted from 1 (null: at 1/4, 1/2, 3/4
     and the end of the depth), and has `channels` (null: the encoder's width), an `auxiliary` head
     on the third of them with that weight in the loss, and `dropout` of channels before its last
-    layers. `linear`, a norm and a layer on the last block's tokens, takes no notice of these four.
-    `drop_path` is that of the encoder's last block.
+    layers. `linear` is a norm and a layer on the last block's tokens: with it `channels` must be
+    null, and no notice is taken of the other three. `drop_path` is that of the encoder's last
+    block.
 
     Images are brought to a shorter side of `short_side` (null: left as they are) and in training
     scaled once more by a factor from `scale`. A training view is a square of `crop` pixels, drawn

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpm.data.errors import DataError
-from hpm.data.maps import VOID
+from hpm.data.maps import VOID, require_known
 from hpm.evaluate.dealing import deal
 from hpm.evaluate.segment.views import Whole, WholeViews
 
@@ -116,10 +115,7 @@ class Scores:
         Raises:
             DataError: all pixels are void.
         """
-        if self.pixels_CC.sum() == 0:
-            raise DataError(
-                "The validation split must have pixels that are not void, got none; set data.void."
-            )
+        require_known(int(self.pixels_CC.sum()), "val")
         return {
             "miou": mean_iou(self.pixels_CC),
             "pixel_accuracy": pixel_accuracy(self.pixels_CC),
