@@ -1,6 +1,7 @@
 """Ray's jobs, by the address of its dashboard: a driver that runs on the cluster itself."""
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Mapping
@@ -44,6 +45,7 @@ class Jobs:
 
         Raises PlaceError where nobody listens there, or the token is not the cluster's.
         """
+        logging.getLogger("ray").setLevel(logging.WARNING)  # of what it uploads, and when it hears
         try:
             _knock(address)
             with _unnamed():
