@@ -203,6 +203,7 @@ def test_flags__are_pinned(capsys):
         *("--inline", "--workers", "--supervise"),
         *("--format", "--port", "--trainer"),
         *("--cell", "--kills", "--seed", "--steps"),
+        "--follow",
     }
 
 

@@ -19,6 +19,26 @@ def make_parser(
     )
     parser.add_argument("--version", action="version", version=version("hpm-ablation"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, about: str, *, place: bool = True) -> argparse.ArgumentParser:
+        description = f"{about[0].upper()}{about[1:]}."
+        command = commands.add_parser(name, help=about, description=description)
+        if place:
+            _add_place(command)
+        command.set_defaults(command=functions[name])
+        return command
+
+    _add_studies(add)
+    _add_cluster(add)
+    ui = add("ui", "start the MLflow server on the embedded store")
+    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
+    schema = add("schema", "print the JSON Schema of study files", place=False)
+    schema.add_argument("--trainer", default="hpm", help="whose settings (default: hpm)")
+    add("trainers", "list the installed trainers", place=False)
+    return parser
+
+
+def _add_studies(add: Callable[..., argparse.ArgumentParser]) -> None:
     for name, about in (
         ("plan", "show the cells of a study and what is done; runs nothing"),
         ("run", "run what is missing of a study, then show its table"),
@@ -28,10 +48,8 @@ def make_parser(
         ("verify-resume", "train a cell with kills and without, and compare every bit"),
         ("sync", "repeat in MLflow what the ledger holds of a study"),
     ):
-        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        sub = add(name, about)
         sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
-        _add_place(sub)
-        sub.set_defaults(command=functions[name])
         if name == "run":
             _add_running(sub)
         if name == "table":
@@ -40,41 +58,24 @@ def make_parser(
             _add_verifying(sub)
         if name == "why":
             sub.add_argument("cell", metavar="CELL", help="a row, or `row, seed N`")
-    resume = commands.add_parser("resume", help="run what is missing of a study of the ledger")
+    resume = add("resume", "run what is missing of a study of the ledger")
     resume.add_argument("name", metavar="NAME", help="the study's name; its file is in the ledger")
-    _add_place(resume)
     _add_running(resume)
-    resume.set_defaults(command=functions["resume"])
-    submit = commands.add_parser("submit", help="send studies to a cluster")
-    submit.add_argument("study", nargs="+", type=Path, metavar="STUDY", help="a YAML file")
-    _add_place(submit)
-    submit.add_argument("--follow", action="store_true", help="show what comes of it")
-    submit.set_defaults(command=functions["submit"])
+
+
+def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
+    doctor = add("doctor", "try every part of a place, and say what to mend")
+    doctor.add_argument("--trainer", default="hpm", help="whose GPUs are counted (default: hpm)")
+    submit = add("submit", "send studies to a cluster, where they run by themselves")
+    submit.add_argument("study", nargs="+", type=Path, metavar="STUDY", help="a study's YAML file")
+    submit.add_argument("--follow", action="store_true", help="show what comes of them")
+    add("queue", "show what was submitted, and see that it goes on")
     for name, about in (
         ("logs", "print what the driver of a submission has said"),
         ("stop", "have a submission save and end"),
     ):
-        sub = commands.add_parser(name, help=about)
-        sub.add_argument("name", metavar="NAME", help="a study, or what `submit` printed")
-        _add_place(sub)
-        sub.set_defaults(command=functions[name])
-    queue = commands.add_parser("queue", help="show what was submitted")
-    _add_place(queue)
-    queue.set_defaults(command=functions["queue"])
-    doctor = commands.add_parser("doctor", help="try every part of a place, and say what to mend")
-    _add_place(doctor)
-    doctor.add_argument("--trainer", default="hpm", help="whose GPUs are counted (default: hpm)")
-    doctor.set_defaults(command=functions["doctor"])
-    ui = commands.add_parser("ui", help="start the MLflow server on the embedded store")
-    _add_place(ui)
-    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default: 5000)")
-    ui.set_defaults(command=functions["ui"])
-    schema = commands.add_parser("schema", help="print the JSON Schema of study files")
-    schema.add_argument("--trainer", default="hpm", help="whose settings (default: hpm)")
-    schema.set_defaults(command=functions["schema"])
-    trainers = commands.add_parser("trainers", help="list the installed trainers")
-    trainers.set_defaults(command=functions["trainers"])
-    return parser
+        sub = add(name, about)
+        sub.add_argument("name", metavar="NAME", help="a study's, or what `submit` printed")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
