@@ -16,6 +16,7 @@ _CAUSES = {
     "memory": ", for lack of memory",
     "final": ", for good",
     "away": ", as what it needs was away",
+    "node": ", with another worker's machine",
 }
 _INTERRUPTIONS = ("lost", "preempted")
 _WORTH_A_WORD_S = 1.0
@@ -154,7 +155,8 @@ def _ended(attempt: Attempt, standing: Standing) -> str:
         case "preempted":
             return f"preempted{step} or later ({attempt.error})"
         case "lost":
-            return f"lost{step}{' or later' * bool(step)}, without a word"
+            how = _CAUSES.get(attempt.cause or "", ", without a word")
+            return f"lost{step}{' or later' * bool(step)}{how}"
         case None if isinstance(standing, Finished | Failed):
             return "gone without a word"
         case None:

@@ -63,6 +63,10 @@ def test_story__says_where_when_and_how_each_attempt_went():
         (ended("lost", None), "lost, without a word"),
         (ended("lost", 0), "lost, without a word"),
         (ended("lost", 7), "lost after step 7 or later, without a word"),
+        (
+            ended("lost", 7, cause="node"),
+            "lost after step 7 or later, with another worker's machine",
+        ),
         (ended("finished", 9), "finished after step 9 in 10 s"),
         (ended("finished", 9, after_s=0.2), "finished after step 9"),
         (ended("finished", 9, after_s=-50), "finished after step 9"),
