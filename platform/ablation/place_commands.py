@@ -9,14 +9,22 @@ import sys
 from functools import partial
 
 from ablation.address import public
+from ablation.backlog import progress
 from ablation.include import Included, include
+from ablation.ledger import Ledger
 from ablation.problems import nearest
 from ablation.profile import Profile
-from ablation.request import InputError, glimpse, ledger_of, profile_of
+from ablation.provenance import now_ms
+from ablation.request import InputError, glimpse, ledger_of, planned, profile_of
+from ablation.study import AbsentError
 from ablation.submission import Submission, find_submissions
 from ablation.trainers import find_trainers, load_trainer
+from ablation.why import span
+from ablation.yamlfile import parse
 
 __all__ = ["doctor", "logs", "queue", "schema", "stop", "submit", "trainers", "ui"]
+
+_ENDS = {0: "complete", 1: "ended, some cell failed", 2: "refused", 130: "stopped"}
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -91,13 +99,28 @@ def queue(options: argparse.Namespace) -> int:
     from ablation.submit import bring, dashboard_of
 
     profile = profile_of(options)
-    storage, jobs = ledger_of(profile).storage, Jobs.at(dashboard_of(profile))
-    for submission in find_submissions(storage):
-        if not submission.over:
-            submission, job = bring(submission, jobs, storage)
-        state = f"ended with {submission.code}" if submission.over else job.state if job else "lost"
-        print(f"{submission.id}  {state}  {submission.by}  {', '.join(submission.studies)}")
+    ledger, jobs = ledger_of(profile), Jobs.at(dashboard_of(profile))
+    for submission in find_submissions(ledger.storage):
+        if submission.over:
+            print(f"{submission.id}: {_ENDS.get(submission.code or 0, 'lost')}")
+            continue
+        submission, job = bring(submission, jobs, ledger.storage)
+        since = span((now_ms() - submission.submitted_ms) / 1000)
+        print(f"{submission.id}: {job.state if job else 'lost'}, {submission.by}, for {since}")
+        for study, text in zip(submission.studies, submission.texts, strict=True):
+            print(f"  {study}: {_progress(text, profile, ledger)}")
     return 0
+
+
+def _progress(text: str, profile: Profile, ledger: Ledger) -> str:
+    """How far a study is; empty where its driver has not seen its data yet."""
+    try:
+        ((asked, _),) = planned(
+            Included(documents=(parse(text, "study.yaml"),)), profile, before=ledger
+        )
+    except AbsentError:
+        return "not begun"
+    return str(progress(asked, ledger))
 
 
 def _found(name: str, profile: Profile) -> Submission:

@@ -21,7 +21,8 @@ _FOLDER = "submissions"
 class Submission:
     """Studies that were submitted together, by their names.
 
-    `command` runs in a folder of `files`; `jobs` counts the drivers that Ray was given so far.
+    `command` runs in a folder of `files`, in which the studies are `0.yaml` and so on; `jobs`
+    counts the drivers that Ray was given so far.
     Times are milliseconds since 1970 (UTC).
     """
 
@@ -42,6 +43,11 @@ class Submission:
     def job(self) -> str:
         """What Ray calls its present driver."""
         return f"{self.id}-{self.jobs}"
+
+    @property
+    def texts(self) -> list[str]:
+        """The studies' files, in their order."""
+        return [self.files[f"{number}.yaml"] for number in range(len(self.studies))]
 
     @property
     def over(self) -> bool:

@@ -10,7 +10,7 @@ from ablation.attempts import Attempt
 from ablation.cells import Begun, Cell, Failed, Finished, Standing, Waiting
 from ablation.lease import BEAT_S
 
-__all__ = ["Lost", "story", "work_lost"]
+__all__ = ["Lost", "span", "story", "took_s", "work_lost"]
 
 _CAUSES = {
     "memory": ", for lack of memory",
@@ -36,8 +36,8 @@ class Lost:
     def __str__(self) -> str:
         times = _count(self.interruptions, "interruption")
         if not self.steps:
-            return f"{times}, less than {_span(BEAT_S * self.interruptions)} of work repeated"
-        return f"{times}, at least {_count(self.steps, 'step')} repeated ({_span(self.seconds)})"
+            return f"{times}, less than {span(BEAT_S * self.interruptions)} of work repeated"
+        return f"{times}, at least {_count(self.steps, 'step')} repeated ({span(self.seconds)})"
 
 
 def work_lost(tries: Mapping[str, Sequence[Attempt]]) -> Lost:
@@ -121,7 +121,7 @@ def _queued(
         for other in cells
     )
     behind = f" behind {_count(ahead, 'cell')}" if ahead else ""
-    return [f"queued {_span(waited_s)}{behind}"]
+    return [f"queued {span(waited_s)}{behind}"]
 
 
 def _attempts(
@@ -136,12 +136,12 @@ def _began(attempt: Attempt, before: Attempt | None) -> str:
     step = attempt.from_step
     start = f"went on after step {step}" if step else "from the beginning"
     steps, seconds = _repeated(before, attempt) if before else (0, 0.0)
-    return f"{start}, {_count(steps, 'step')} repeated ({_span(seconds)})" if steps else start
+    return f"{start}, {_count(steps, 'step')} repeated ({span(seconds)})" if steps else start
 
 
 def _ended(attempt: Attempt, standing: Standing) -> str:
     step = f" after step {attempt.step}" if attempt.step else ""
-    took = f" in {_span(_took_s(attempt))}" if _took_s(attempt) >= _WORTH_A_WORD_S else ""
+    took = f" in {span(took_s(attempt))}" if took_s(attempt) >= _WORTH_A_WORD_S else ""
     match attempt.ended:
         case "finished":
             return f"finished{step}{took}"
@@ -169,10 +169,11 @@ def _repeated(first: Attempt, second: Attempt) -> tuple[int, float]:
     if first.step is None or first.step <= second.from_step:
         return 0, 0.0
     steps = first.step - second.from_step
-    return steps, _took_s(first) * steps / max(1, first.step - first.from_step)
+    return steps, took_s(first) * steps / max(1, first.step - first.from_step)
 
 
-def _took_s(attempt: Attempt) -> float:
+def took_s(attempt: Attempt) -> float:
+    """Seconds of an attempt that has ended; 0 of one that has not."""
     return max(0, (attempt.ended_ms or attempt.begun_ms) - attempt.begun_ms) / 1000
 
 
@@ -180,7 +181,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"

@@ -1,0 +1,88 @@
+"""How far a study is, by what the ledger holds of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from ablation.backlog import Progress, progress
+from ablation.executors.inline import run_inline
+from ablation.lease import Lease, acquire
+from ablation.ledger import Ledger
+from ablation.protocol import Place
+from ablation.testing import ToyTrainer, ignore, paced, stop_after
+
+
+def run(plan, ledger: Ledger, cells, **more) -> None:
+    run_inline(
+        cells,
+        trainer=ToyTrainer(),
+        ledger=ledger,
+        place=Place(),
+        observe=ignore,
+        terms=replace(paced(0.0), max_failures=0),
+        **more,
+    )
+
+
+def test_progress__of_a_study_that_has_not_begun(toy_plan, ledger):
+    plan = toy_plan()
+    found = progress(plan, ledger)
+    assert (found.cells, found.done, found.running, found.failed) == (len(plan.cells), 0, 0, 0)
+    assert found.left_s is None
+    assert str(found) == f"0 of {len(plan.cells)} cells done, 0 running, {len(plan.cells)} waiting"
+
+
+def test_progress__counts_cells_as_they_come(toy_plan, ledger):
+    plan = toy_plan(**{"rate: 0.3": "rate: 0.3, fail_at: 2"})
+    slow, fast = plan.cells[:2]
+    failing = sum(cell.row == fast.row for cell in plan.cells)
+    run(plan, ledger, [slow])
+    run(plan, ledger, [fast])
+    found = progress(plan, ledger)
+    assert (found.done, found.failed, found.running) == (1, 1, 0)
+    run(plan, ledger, plan.cells)
+    found = progress(plan, ledger)
+    assert (found.done, found.failed) == (len(plan.cells) - failing, failing)
+    assert found.left_s == 0.0
+    assert "left" not in str(found)
+
+
+def test_progress__a_cell_runs_while_somebody_holds_a_stage_of_it(toy_plan, ledger):
+    plan = toy_plan()
+    stage = ledger.stage(plan.cells[1].stages[0].digest)
+    held = acquire(stage.storage, stage.at("lease"), run="a", now_ms=lambda: 0, beat_s=0.1)
+    assert isinstance(held, Lease)
+    assert progress(plan, ledger).running == 1
+    held.release()
+    assert progress(plan, ledger).running == 0
+
+
+def test_progress__knows_what_is_left_by_what_others_took(toy_plan, ledger):
+    """Of a stage that has begun, the share that is not committed yet."""
+    plan = toy_plan(**{"rate: 0.1": "rate: 0.1, steps: 8", "rate: 0.3": "rate: 0.3, steps: 8"})
+    slow, fast, noise = plan.cells[:3]
+    run(plan, ledger, [slow, noise])
+    ticks = progress(plan, ledger)
+    assert ticks.left_s is not None
+    assert ticks.left_s > 0
+    run(plan, ledger, [fast], should_stop=stop_after(5))
+    assert 0 < (progress(plan, ledger).left_s or 0) < ticks.left_s
+
+
+@pytest.mark.parametrize(
+    ("left_s", "recoveries", "said"),
+    [
+        (None, 0, "3 of 9 cells done, 2 running, 4 waiting, 2 min of work"),
+        (
+            600.0,
+            1,
+            "3 of 9 cells done, 2 running, 4 waiting, 2 min of work, 1 recovery, about 10 min left",
+        ),
+        (0.0, 2, "3 of 9 cells done, 2 running, 4 waiting, 2 min of work, 2 recoveries"),
+    ],
+)
+def test_progress__in_words(left_s, recoveries, said):
+    found = Progress(
+        cells=9, done=3, failed=0, running=2, trained_s=120.0, recoveries=recoveries, left_s=left_s
+    )
+    assert str(found) == said
