@@ -83,9 +83,10 @@ def _left_s(
     for digest, stage in plan.stages.items():
         if isinstance(standings[digest], Finished) and tries[digest]:
             took.setdefault(stage.name, []).append(sum(map(took_s, tries[digest])))
+    unended = [cell for cell in plan.cells if not cell.ended(standings)]
     left_s = 0.0
-    for digest, stage in plan.stages.items():
-        match standings[digest]:
+    for stage in {stage.digest: stage for cell in unended for stage in cell}.values():
+        match standings[stage.digest]:
             case Finished() | Failed():
                 continue
             case Begun(step, total):
