@@ -204,6 +204,7 @@ def test_flags__are_pinned(capsys):
         *("--format", "--port", "--trainer"),
         *("--cell", "--kills", "--seed", "--steps"),
         "--follow",
+        "--priority",
     }
 
 

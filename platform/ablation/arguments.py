@@ -68,6 +68,7 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     doctor.add_argument("--trainer", default="hpm", help="whose GPUs are counted (default: hpm)")
     submit = add("submit", "send studies to a cluster, where they run by themselves")
     submit.add_argument("study", nargs="+", type=Path, metavar="STUDY", help="a study's YAML file")
+    _add_priority(submit)
     submit.add_argument("--follow", action="store_true", help="show what comes of them")
     add("queue", "show what was submitted, and see that it goes on")
     for name, about in (
@@ -81,9 +82,14 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inline", action="store_true", help="in this process, without Ray")
     parser.add_argument("--workers", type=workers_of, metavar="N", help="of a cell: 2, or 1..4")
+    _add_priority(parser)
     parser.add_argument(
         "--supervise", action="store_true", help="begin again where the driver, or a cell, is lost"
     )
+
+
+def _add_priority(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--priority", type=int, metavar="N", help="over others on the cluster")
 
 
 def _add_verifying(parser: argparse.ArgumentParser) -> None:

@@ -50,8 +50,8 @@ class Profile:
     `data` says where data sets and weights lie, `allow_download` whether a trainer may fetch
     weights that are not at hand, `loaders` is the number of loader processes of a worker.
     Checkpoints are `checkpoint_every_s` seconds apart, or where that is a pair, as far as it pays
-    between those bounds. `max_failures` and `patience_s` are those of Terms. The other fields are
-    those of Layout.
+    between those bounds. `max_failures`, `patience_s` and `priority` are those of Terms. The other
+    fields are those of Layout.
     """
 
     address: str = "local"
@@ -70,6 +70,7 @@ class Profile:
     patience_s: float = 3600.0
     notice: str | None = None
     grace_s: float = 25.0
+    priority: int = 0
 
     def __post_init__(self) -> None:
         problems: list[tuple[str, str]] = []

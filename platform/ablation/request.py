@@ -38,6 +38,7 @@ def profile_of(options: argparse.Namespace) -> Profile:
         "storage": options.storage,
         "data": parse_data(options.data, source="--data"),
         "workers": getattr(options, "workers", None),
+        "priority": getattr(options, "priority", None),
         "allow_download": options.allow_download or None,
     }
     return load_profile(options.on or _usual_file(), environment=os.environ, flags=flags)

@@ -231,6 +231,7 @@ class Run:
             pace=pace.after(self._patient.attempts(self.plan.stages)),
             max_failures=profile.max_failures,
             patience_s=profile.patience_s,
+            priority=profile.priority,
         )
 
     def _say(self, text: str) -> None:

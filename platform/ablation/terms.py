@@ -18,7 +18,8 @@ class Terms:
     may outlive it, the driver (`retries.run_of`); this one, for leases `driver`, began at
     `queued_ms` (milliseconds since 1970, UTC). Workers of a driver that was lost may still be at
     work, so leases are told apart by driver. A stage is tried again after `max_failures`
-    exceptions; a storage that refuses is asked again for `patience_s` seconds.
+    exceptions; a storage that refuses is asked again for `patience_s` seconds. Of several drivers
+    on one cluster the one of the highest `priority` has what it wants, and equals share.
     """
 
     run: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -27,6 +28,7 @@ class Terms:
     pace: Pace = field(default_factory=Pace)
     max_failures: int = 1
     patience_s: float = 0.0
+    priority: int = 0
 
     def since(self, attempts: Iterable[Attempt]) -> "Terms":
         """The terms of a stage with these attempts: those since the driver began set the pace."""

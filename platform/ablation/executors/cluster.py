@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from ablation.events import Observe
 from ablation.execute import never
 from ablation.executors.news import listening, new_board
 from ablation.executors.room import slots
+from ablation.executors.turns import Turns
 from ablation.executors.workers import Job, trial, trial_resources
 from ablation.layout import Layout
 from ablation.lease import BEAT_S, EXPIRY_S
@@ -75,7 +77,7 @@ def run_cluster(
         )
         before, idle = None, 0
         while waiting and not stop_asked() and not should_stop():
-            lost = _round(_groups(waiting), job)
+            lost = _round(_groups(waiting), job, stop_asked)
             standings = ledger.standings(stage.digest for cell in waiting for stage in cell)
             waiting = [cell for cell in waiting if not cell.ended(standings)]
             folders = [ledger.stage(digest) for digest in standings]
@@ -101,21 +103,26 @@ def _others_at_work(folders: Sequence[StageFolder], stop_asked: Callable[[], boo
     return False
 
 
-def _round(groups: Sequence[Sequence[Cell]], job: Job) -> dict[str, str]:
+def _round(groups: Sequence[Sequence[Cell]], job: Job, over: Callable[[], bool]) -> dict[str, str]:
     """Give every training a trial and wait for all; why some came no further."""
     layout = job.layout
-    at_once = layout.concurrency
-    if layout.most > 1:  # others ask for their room themselves, that of nodes to come among it
-        held = max(1, slots(layout))
-        at_once = min(at_once or held, held)
+    turns = Turns(
+        len(groups),
+        name=job.terms.driver,
+        priority=job.terms.priority,
+        most=layout.concurrency,
+        slots=partial(slots, layout),
+        over=over,
+    )
     sweep()
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, turns:
         results = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(trial, groups=groups, job=job), trial_resources(layout)
             ),
-            param_space={"group": tune.grid_search(list(range(len(groups))))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=turns, num_samples=len(groups), reuse_actors=True
+            ),
             run_config=tune.RunConfig(
                 name="cells",
                 storage_path=scratch,
