@@ -71,6 +71,7 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_priority(submit)
     submit.add_argument("--follow", action="store_true", help="show what comes of them")
     add("queue", "show what was submitted, and see that it goes on")
+    add("keep", "see for ever that what was submitted goes on")
     for name, about in (
         ("logs", "print what the driver of a submission has said"),
         ("stop", "have a submission save and end"),

@@ -26,7 +26,17 @@ from ablation.cells import Failed, Finished, Standing
 from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
-from ablation.place_commands import doctor, logs, queue, schema, stop, submit, trainers, ui
+from ablation.place_commands import (
+    doctor,
+    keep,
+    logs,
+    queue,
+    schema,
+    stop,
+    submit,
+    trainers,
+    ui,
+)
 from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
@@ -278,6 +288,7 @@ _COMMANDS = {
     "doctor": doctor,
     "submit": submit,
     "queue": queue,
+    "keep": keep,
     "logs": logs,
     "stop": stop,
     "ui": ui,

@@ -6,6 +6,7 @@ Each takes the options of its command line and gives the exit code.
 import argparse
 import json
 import sys
+import time
 from functools import partial
 
 from ablation.address import public
@@ -22,8 +23,9 @@ from ablation.trainers import find_trainers, load_trainer
 from ablation.why import span
 from ablation.yamlfile import parse
 
-__all__ = ["doctor", "logs", "queue", "schema", "stop", "submit", "trainers", "ui"]
+__all__ = ["doctor", "keep", "logs", "queue", "schema", "stop", "submit", "trainers", "ui"]
 
+_KEEP_EVERY_S = 30.0
 _ENDS = {0: "complete", 1: "ended, some cell failed", 2: "refused", 130: "stopped"}
 
 
@@ -110,6 +112,22 @@ def queue(options: argparse.Namespace) -> int:
         for study, text in zip(submission.studies, submission.texts, strict=True):
             print(f"  {study}: {_progress(text, profile, ledger)}")
     return 0
+
+
+def keep(options: argparse.Namespace) -> int:
+    """See for ever that what was submitted goes on: for a service on a stable machine."""
+    from ablation.executors.jobs import Jobs
+    from ablation.submit import dashboard_of
+    from ablation.submit import keep as keep_all
+
+    profile = profile_of(options)
+    connect, storage = partial(Jobs.at, dashboard_of(profile)), ledger_of(profile).storage
+    keep_all(storage, connect, _tell, pause=partial(time.sleep, _KEEP_EVERY_S))
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _progress(text: str, profile: Profile, ledger: Ledger) -> str:

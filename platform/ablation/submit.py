@@ -18,11 +18,11 @@ from ablation.layout import LostPlaceError, PlaceError
 from ablation.problems import Problem, StudyError
 from ablation.profile import Profile
 from ablation.provenance import now_ms, user
-from ablation.storage import Storage
-from ablation.submission import Submission, new_submission, write_submission
+from ablation.storage import Storage, StorageError
+from ablation.submission import Submission, find_submissions, new_submission, write_submission
 from ablation.yamlfile import Document
 
-__all__ = ["bring", "dashboard_of", "follow", "packed", "stop"]
+__all__ = ["bring", "dashboard_of", "follow", "keep", "packed", "stop"]
 
 _FINAL = (0, 1, 2)
 """What a driver ends with that another one would end with too."""
@@ -150,6 +150,34 @@ def follow(
             time.sleep(pause_s)
     assert submission.code is not None
     return submission.code
+
+
+def keep(
+    storage: Storage,
+    connect: Callable[[], Jobs],
+    say: Callable[[str], None],
+    *,
+    pause: Callable[[], None],
+) -> None:
+    """See for ever that all submissions have drivers; it ends when `pause` raises."""
+    before = ""
+    while True:
+        trouble = ""
+        try:
+            jobs = connect()
+            for submission in find_submissions(storage):
+                if not submission.over:
+                    now, _ = bring(submission, jobs, storage)
+                    if now.job != submission.job:
+                        say(f"{submission.job} was lost: {now.job} goes on.")
+                    if now.over:
+                        say(f"{submission.id} has ended with {now.code}.")
+        except (PlaceError, LostPlaceError, StorageError) as error:
+            trouble = str(error)
+        if trouble and not before:
+            say(trouble)
+        before = trouble
+        pause()
 
 
 def stop(submission: Submission, jobs: Jobs, storage: Storage) -> Submission:

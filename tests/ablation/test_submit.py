@@ -13,7 +13,7 @@ from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
 from ablation.storage import Storage
 from ablation.submission import find_submissions, new_submission, write_submission
-from ablation.submit import bring, dashboard_of, follow, packed, stop
+from ablation.submit import bring, dashboard_of, follow, keep, packed, stop
 from ablation.yamlfile import Document
 
 PROFILE = Profile(
@@ -205,6 +205,42 @@ def test_follow__to_the_end_through_lost_drivers_and_heads(storage):
     assert said.count("the head does not answer.\n") == 1
     assert said.count("nobody listens.\n") == 1
     assert find_submissions(storage)[0].code == 1
+
+
+def test_keep__gives_all_of_them_drivers_until_they_have_ended(storage):
+    cluster, sent = Cluster(), [submission([name]) for name in "ab"]
+    for each in sent:
+        bring(each, cluster, storage)
+    a, b = sent
+    turns = [
+        lambda: cluster.known.update({a.job: ended(-9)}),
+        lambda: cluster.known.update({f"{a.id}-2": ended(0), b.job: ended(1)}),
+        cluster.known.clear,
+    ]
+    said: list[str] = []
+
+    def pause() -> None:
+        if not turns:
+            raise KeyboardInterrupt
+        turns.pop(0)()
+
+    away = iter([True, True])
+
+    def connect() -> Cluster:
+        if next(away, False):
+            raise PlaceError("nobody listens.")
+        return cluster
+
+    turns = [lambda: None, lambda: None, *turns]
+    with pytest.raises(KeyboardInterrupt):
+        keep(storage, connect, said.append, pause=pause)
+    assert said == [
+        "nobody listens.",
+        f"{a.job} was lost: {a.id}-2 goes on.",
+        f"{a.id} has ended with 0.",
+        f"{b.id} has ended with 1.",
+    ]
+    assert [each.code for each in find_submissions(storage)] == [0, 1]
 
 
 def test_submissions__that_are_damaged_or_newer_are_not_in_the_way(storage):

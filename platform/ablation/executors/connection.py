@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table of trials: ours says more
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK,
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # so many begin at a time
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must reach the command line
 }
 
