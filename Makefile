@@ -7,12 +7,13 @@ STUDY ?= studies/quickstart.yaml
 FAULTS ?= 200
 SEED ?= 0
 
-.PHONY: help install quickstart test chaos lint lock clean
+.PHONY: help install quickstart test test-cluster chaos lint lock clean
 
 help:
 	@echo "make quickstart  install, run $(STUDY), show its table"
 	@echo "make test        install, run the tests"
 	@echo "make chaos       install, let $(FAULTS) faults loose on studies, show what they cost (about 2 hours)"
+	@echo "make test-cluster  install, test a cluster of hosts in network namespaces (needs root)"
 	@echo "make lint        format check, ruff, mypy, import-linter"
 	@echo "make lock        resolve requirements.lock anew"
 
@@ -35,6 +36,9 @@ test: install
 
 chaos: install
 	CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos -s tests/chaos
+
+test-cluster: install
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -4,29 +4,38 @@ Each part is tried for real: something is written and read again, MLflow is told
 node is asked. What studies have written is left alone.
 """
 
+import json
+import os
 import secrets
+import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ablation.address import public
 from ablation.examined import Examination, Questions, examine, versions
 from ablation.executors.connection import connected
+from ablation.executors.jobs import Jobs
 from ablation.executors.probe import Node, ask_nodes
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.mlflow_server import TRACKING_ERRORS, try_out
 from ablation.profile import Profile
 from ablation.storage import Storage, StorageError
+from ablation.submit import dashboard_of, sent
 
-__all__ = ["Finding", "about_nodes", "diagnose"]
+__all__ = ["VERSIONS", "Finding", "about_nodes", "diagnose", "read_findings"]
 
 _GIB = 2**30
 _LEAST_SHARED = _GIB
 """Of bytes, for the batches that loaders hand over; Docker gives a container 64 MiB."""
+
+VERSIONS = "ABLATION_VERSIONS"
+"""The variable with the versions of whoever sent a doctor to the cluster."""
 
 _ANSWER_WITHIN_S = 180.0
 _LOCK = "Install the same `requirements.lock` on both, or start both from one image."
@@ -45,6 +54,7 @@ def diagnose(profile: Profile, *, trainer: str) -> Iterator[Finding]:
     """Findings about this machine, the storage, MLflow, and every node of the cluster."""
     mine = versions()
     yield Finding(part="this machine", found=_listed(mine))
+    mine = json.loads(os.environ.get(VERSIONS, "null")) or mine
     mark = f".doctor-{secrets.token_hex(8)}"
     finding, storage = _storage(profile.storage, mark)
     yield finding
@@ -100,6 +110,61 @@ def _mlflow(profile: Profile, local: Path | None) -> Finding:
 
 
 def _cluster(profile: Profile, questions: Questions, mine: Mapping[str, str]) -> Iterator[Finding]:
+    """Of the cluster, asked from here where this is a node of it, else by a job on it."""
+    if profile.address in ("local", "auto"):
+        yield from _nodes(profile, questions, mine)
+        return
+    try:
+        jobs = Jobs.at(dashboard_of(profile))
+    except PlaceError as error:
+        found, _, remedy = str(error).partition(". ")
+        yield Finding(part="dashboard", found=found, remedy=remedy)
+        yield from _nodes(profile, questions, mine)
+    else:
+        yield Finding(part="dashboard", found=f"{jobs.address} takes jobs")
+        yield from _by_job(profile, questions.trainer, jobs, mine)
+
+
+def _by_job(
+    profile: Profile, trainer: str, jobs: Jobs, mine: Mapping[str, str]
+) -> Iterator[Finding]:
+    """What a doctor on the head finds, whose nodes are to have the versions of here."""
+    job = f"doctor-{secrets.token_hex(4)}"
+    command = shlex.join(
+        ["python", "-m", "ablation", "doctor", "--on", "profile.yaml", "--trainer", trainer]
+    )
+    said: list[str] = []
+    try:
+        with TemporaryDirectory(prefix="ablation-") as folder:
+            (Path(folder) / "profile.yaml").write_text(sent(profile), encoding="utf-8")
+            environment = {"PYTHONUNBUFFERED": "1", VERSIONS: json.dumps(dict(mine))}
+            jobs.submit(job, command, folder=Path(folder), environment=environment)
+        jobs.follow(job, said.append)
+    except LostPlaceError as error:
+        found, _, remedy = str(error).partition(". ")
+        yield Finding(part="cluster", found=found, remedy=remedy)
+        return
+    lines = "".join(said).splitlines()
+    found_there = [*read_findings(lines)]
+    yield from found_there or [
+        Finding(
+            part="cluster",
+            found=f"its head could not run the doctor: {(lines or ['it said nothing'])[-1]}",
+            remedy="See that the package is installed there: `ablation --version` says which.",
+        )
+    ]
+
+
+def read_findings(lines: Sequence[str]) -> Iterator[Finding]:
+    """Findings as the command line prints them; what else a job says is left out."""
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        mark, part, found = line[:5], *line[5:].partition(": ")[::2]
+        if mark in ("ok   ", "MEND "):
+            remedy = after.strip() if mark == "MEND " else ""
+            yield Finding(part=f"on the head, {part}", found=found, remedy=remedy)
+
+
+def _nodes(profile: Profile, questions: Questions, mine: Mapping[str, str]) -> Iterator[Finding]:
     try:
         with connected(profile.layout) as layout:
             nodes = ask_nodes(examine, questions, within_s=_ANSWER_WITHIN_S)

@@ -22,7 +22,7 @@ from ablation.storage import Storage, StorageError
 from ablation.submission import Submission, find_submissions, new_submission, write_submission
 from ablation.yamlfile import Document
 
-__all__ = ["bring", "dashboard_of", "follow", "keep", "packed", "stop"]
+__all__ = ["bring", "dashboard_of", "follow", "keep", "packed", "sent", "stop"]
 
 _FINAL = (0, 1, 2)
 """What a driver ends with that another one would end with too."""
@@ -55,18 +55,12 @@ def packed(names: Sequence[str], documents: Sequence[Document], profile: Profile
 
     Raises StudyError where the place is not one for a cluster.
     """
-    _check(profile)
     files = {f"{number}.yaml": each.text for number, each in enumerate(documents)}
     study = "0.yaml"
     if len(files) > 1:
         study, everything = "studies.yaml", {"name": "submitted", "include": [*files]}
         files[study] = json.dumps(everything)
-    plain = {
-        part.name: value
-        for part in fields(Profile)
-        if part.name not in _HERE and (value := getattr(profile, part.name)) is not None
-    }
-    files["profile.yaml"] = json.dumps(plain | {"address": "auto"}, indent=1)
+    files["profile.yaml"] = sent(profile)
     return new_submission(
         names,
         command=("python", "-m", "ablation", "run", study, "--supervise", "--on", "profile.yaml"),
@@ -75,6 +69,20 @@ def packed(names: Sequence[str], documents: Sequence[Document], profile: Profile
         by=user(),
         now_ms=now_ms(),
     )
+
+
+def sent(profile: Profile) -> str:
+    """A profile as those on the cluster find it, in a file.
+
+    Raises StudyError where the place is not one for a cluster.
+    """
+    _check(profile)
+    plain = {
+        part.name: value
+        for part in fields(Profile)
+        if part.name not in _HERE and (value := getattr(profile, part.name)) is not None
+    }
+    return json.dumps(plain | {"address": "auto"}, indent=1)
 
 
 def _check(profile: Profile) -> None:

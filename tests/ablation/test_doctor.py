@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.doctor import about_nodes
+from ablation.doctor import about_nodes, read_findings
 from ablation.examined import Examination, Questions, examine, versions
 from ablation.executors.probe import Node
 from ablation.profile import Profile
@@ -140,3 +140,19 @@ def test_examine__of_a_trainer_that_does_not_load(tmp_path):
     found = examine(questions(tmp_path, trainer="bakery"))
     assert isinstance(found.devices, str)
     assert found.devices.endswith("trainer must be installed, got 'bakery'. Choose from: hpm, toy.")
+
+
+def test_read__takes_findings_from_what_a_job_says():
+    """Between what Ray and others say; a remedy is the line after."""
+    lines = [
+        "2026-01-01 INFO Runtime env is setting up.",
+        "ok   storage: s3://lab can be written: 5 ms",
+        "MEND node 10.0.0.2: cifar10 is not at /data/cifar10",
+        "     Copy it there.",
+        "ok   node 10.0.0.3: 4 CPUs",
+    ]
+    assert [(f.part, f.found, f.remedy) for f in read_findings(lines)] == [
+        ("on the head, storage", "s3://lab can be written: 5 ms", ""),
+        ("on the head, node 10.0.0.2", "cifar10 is not at /data/cifar10", "Copy it there."),
+        ("on the head, node 10.0.0.3", "4 CPUs", ""),
+    ]
