@@ -47,8 +47,9 @@ lint: install
 	$(BIN)/lint-imports
 
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra server --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-annotate --no-header --upgrade --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra server --group dev --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
+	  --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) ablation-results
