@@ -45,11 +45,10 @@ class Jobs:
 
         Raises PlaceError where nobody listens there, or the token is not the cluster's.
         """
-        logging.getLogger("ray").setLevel(logging.WARNING)  # of what it uploads, and when it hears
         try:
             _knock(address)
             with _unnamed():
-                return cls(address, JobSubmissionClient(address, headers=_token()))
+                client = JobSubmissionClient(address, headers=_token())
         except AuthenticationError as error:
             raise PlaceError(
                 f"Ray's dashboard at {address} lets nobody in without the cluster's token. Give it "
@@ -60,6 +59,8 @@ class Jobs:
                 f"Ray's dashboard must answer at {address}: {_line(error)}. Correct `dashboard` in "
                 f"the profile, or start the cluster."
             ) from error
+        logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every upload
+        return cls(address, client)
 
     def submit(
         self, job: str, command: str, *, folder: Path, environment: Mapping[str, str]
