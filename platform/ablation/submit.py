@@ -7,10 +7,12 @@ where its node or the head was lost, or it gave up what was lost.
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 from ablation.address import has_keys
 from ablation.executors.jobs import Job, Jobs
@@ -20,9 +22,10 @@ from ablation.profile import Profile
 from ablation.provenance import now_ms, user
 from ablation.storage import Storage
 from ablation.submission import Submission, new_submission, write_submission
+from ablation.typed import loads
 from ablation.yamlfile import Document
 
-__all__ = ["bring", "dashboard_of", "follow", "packed", "stop"]
+__all__ = ["at_home", "bring", "dashboard_of", "follow", "packed", "stop"]
 
 _FINAL = (0, 1, 2)
 """What a driver ends with that another one would end with too."""
@@ -32,6 +35,11 @@ _LOOK_EVERY_S = 5.0
 _STOP_BESIDES_S = 35.0
 """What a driver needs beside the grace of its cells, to tell MLflow and to write its tables."""
 
+_PROFILE = "profile.yaml"
+_THEIRS = (
+    *("data", "workers", "cpus_per_worker", "gpus_per_worker", "concurrency", "loaders"),
+    *("checkpoint_every_s", "max_failures", "patience_s", "grace_s"),
+)
 _HERE = ("address", "dashboard")
 """What a profile says for those who are not on the cluster."""
 
@@ -57,24 +65,43 @@ def packed(names: Sequence[str], documents: Sequence[Document], profile: Profile
     """
     _check(profile)
     files = {f"{number}.yaml": each.text for number, each in enumerate(documents)}
-    study = "0.yaml"
     if len(files) > 1:
-        study, everything = "studies.yaml", {"name": "submitted", "include": [*files]}
-        files[study] = json.dumps(everything)
-    plain = {
-        part.name: value
-        for part in fields(Profile)
-        if part.name not in _HERE and (value := getattr(profile, part.name)) is not None
-    }
-    files["profile.yaml"] = json.dumps(plain | {"address": "auto"}, indent=1)
+        files["studies.yaml"] = json.dumps({"name": "submitted", "include": [*files]})
+    files[_PROFILE] = _written(profile)
     return new_submission(
         names,
-        command=("python", "-m", "ablation", "run", study, "--supervise", "--on", "profile.yaml"),
         files=files,
         grace_s=profile.grace_s,
         by=user(),
         now_ms=now_ms(),
     )
+
+
+def at_home(submission: Submission, profile: Profile) -> Submission:
+    """A submission that was found, at the place of `profile`.
+
+    Of the place that the storage says, only what shares out a cluster counts, and where data lie:
+    whoever may write there must not have keys sent to another server, nor its answers kept.
+    Raises StudyError where the profile is not one for a cluster.
+    """
+    _check(profile)
+    try:
+        kept = loads(submission.files[_PROFILE])
+    except ValueError:
+        kept = None
+    theirs = {n: kept[n] for n in _THEIRS if n in kept} if isinstance(kept, dict) else {}
+    files = {**submission.files, _PROFILE: _written(profile, theirs)}
+    return replace(submission, files=files)
+
+
+def _written(profile: Profile, theirs: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A profile's file for a driver on the cluster, with what counts more than the profile."""
+    plain = {
+        part.name: value
+        for part in fields(Profile)
+        if part.name not in _HERE and (value := getattr(profile, part.name)) is not None
+    }
+    return json.dumps({**plain, "address": "auto", **theirs}, indent=1)
 
 
 def _check(profile: Profile) -> None:
@@ -85,7 +112,7 @@ def _check(profile: Profile) -> None:
             f"{name} must hold no keys, for everybody on the cluster could read them. Set them in "
             f"the environment of its nodes.",
         )
-        for name in ("storage", "tracking")
+        for name in ("storage", "tracking", "notice")
         if has_keys(getattr(profile, name) or "")
     ]
     if profile.tracking is None and "://" in profile.storage:

@@ -12,7 +12,7 @@ from ablation.layout import LostPlaceError, PlaceError
 from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
 from ablation.storage import Storage
-from ablation.submission import find_submissions, new_submission, write_submission
+from ablation.submission import find_submissions, write_submission
 from ablation.submit import bring, dashboard_of, follow, packed, stop
 from ablation.yamlfile import Document
 
@@ -208,7 +208,7 @@ def test_follow__to_the_end_through_lost_drivers_and_heads(storage):
 
 
 def test_submissions__that_are_damaged_or_newer_are_not_in_the_way(storage):
-    sent = new_submission(["a"], command=["x"], files={}, grace_s=1.0, by="me", now_ms=5)
+    sent = submission(["a"])
     write_submission(storage, sent)
     storage.write("submissions/b.json", b"{")
     storage.write("submissions/c.json", b'{"id": "c"}')
