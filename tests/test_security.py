@@ -18,7 +18,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
@@ -32,6 +32,7 @@ from ablation.claims import Claim
 from ablation.cli import main
 from ablation.commits import Commit, Ending
 from ablation.doctor import diagnose
+from ablation.examined import Questions, examine
 from ablation.identity import digest
 from ablation.include import include
 from ablation.journal import Record, parse_lines, to_lines
@@ -49,6 +50,7 @@ from ablation.profile import Profile
 from ablation.protocol import Place
 from ablation.render import to_markdown, to_text
 from ablation.running import Run
+from ablation.serve import serve
 from ablation.spreadsheet import to_csv
 from ablation.storage import Storage, stored_of
 from ablation.study import load_study, study_of
@@ -83,6 +85,16 @@ DEAD = "http://127.0.0.1:9"  # nobody listens there
 ACTS = "\x1b]0;mine\x07\x1b[2J\u202eyob\r\x9b2J"
 """Sets a window's title, clears the screen, turns the direction of writing, goes to the left."""
 PROFILE = Profile(address="10.0.0.5:6379", storage="s3://lab/x", tracking="https://mlflow.lab")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("ABLATION_STORAGE", "results")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "toys.yaml").write_text(STUDY)
+    return tmp_path
 
 
 def refusal(text: str) -> str:
@@ -188,6 +200,25 @@ def test_include__of_a_file_outside_gets_no_more_than_its_first_words(tmp_path: 
     with pytest.raises(StudyError, match="must be keys with values") as caught:
         study_of(document)
     assert "HUNTER2" not in str(caught.value)
+
+
+def test_folder_of_a_study__gets_no_module_of_its_own_loaded(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a driver is begun again, the server of `ui` starts, or devices are asked for."""
+    for module in ("ablation", "hpm", "mlflow", "ray", "torch"):
+        (lab / f"{module}.py").write_text("open('executed', 'w')")
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    assert main(["run", "toys.yaml", "--inline", "--supervise"]) == 0
+    assert examine(Questions(trainer="toy")).devices == 0
+    started: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("os.execve", lambda *given: started.append(given))
+    serve(f"sqlite:///{lab / 'x.db'}", [], port=5000)
+    ((_, command, environment),) = started
+    assert "-P" in command
+    assert environment["PYTHONSAFEPATH"] == "1"
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"] == "127.0.0.1:5000,localhost:5000"
+    assert not (lab / "executed").exists()
 
 
 HOSTILE = [
@@ -480,14 +511,37 @@ def test_submission__that_names_another_server_gets_no_password(tmp_path: Path) 
         assert json.loads(at_home(found, PROFILE).files["profile.yaml"])["storage"] == "s3://lab/x"
 
 
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("ABLATION_STORAGE", "results")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    (tmp_path / "toys.yaml").write_text(STUDY)
-    return tmp_path
+class NoJobs:
+    """A cluster that knows none, and takes all."""
+
+    given: ClassVar[list[str]] = []
+
+    def look(self, job: str) -> None:
+        return None
+
+    def submit(self, job: str, command: str, **_: Any) -> None:
+        self.given.append(command)
+
+
+def test_submission__that_nobody_can_read_gets_not_in_the_way_of_others(
+    lab: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablation.executors.jobs.Jobs.at", lambda _: NoJobs())
+    monkeypatch.setenv("ABLATION_ADDRESS", "10.0.0.5:6379")
+    ledger = Ledger.open("results")
+    ledger.check_writable()
+    (sent,) = submissions(lab / "results")
+    files = {**sent.files, "0.yaml": "include: [/etc/passwd]\nname: x\n"}
+    submissions(lab / "results", files=files, by=ACTS)
+    (lab / "results" / "submissions" / "x.json").write_bytes(b"[" * 100_000)
+    assert main(["queue"]) == 0
+    said = capsys.readouterr().out
+    assert "toys: not begun" in said or "toys: 0 of 2 cells done" in said
+    assert "toys: cannot be read. study.yaml:1: 'include' is no key of a study." in said
+    assert is_harmless(said)
+    assert [command.split()[:4] for command in NoJobs.given] == 2 * [
+        ["python", "-m", "ablation", "run"]
+    ]
 
 
 def test_error_and_host__on_a_terminal_get_words_alone(lab: Path, capsys: Any) -> None:

@@ -133,7 +133,8 @@ def _resume(options: argparse.Namespace) -> int:
 def _supervise(arguments: Sequence[str]) -> int:
     # argparse takes `--super` for it too.
     rest = [argument for argument in arguments if not argument.startswith("--su")]
-    return supervise([sys.executable, "-m", "ablation.supervised", *rest], _say)
+    # -P: the folder that it is begun in may be a stranger's, with modules of its own.
+    return supervise([sys.executable, "-P", "-m", "ablation.supervised", *rest], _say)
 
 
 def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:

@@ -162,8 +162,10 @@ class _Reader:
                     return node.value
                 case "null":
                     return None
-                case "bool":
-                    return node.value.lower() == "true"
+                case "bool" if (word := node.value.lower()) in ("true", "false"):
+                    return word == "true"
+                case "bool":  # YAML 1.1's, which a file can ask for
+                    return self._refuse(line, f"must be true or false, got {show(node.value)}.")
                 case "int":
                     return _whole(node.value)
                 case "float" if isfinite(number := _number(node.value)):

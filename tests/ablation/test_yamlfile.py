@@ -48,6 +48,8 @@ def test_read__anchors_unfold(tmp_path: Path) -> None:
         ("a: 1\nb: .inf", "2: numbers must be finite, got .inf."),
         ("a: 1e999", "1: numbers must be finite, got 1e999."),
         ("a: !!int x", '1: must be a number, got "x".'),
+        ("a: !!bool yes", '1: must be true or false, got "yes".'),
+        ("%YAML 1.1\n---\na: yes", '3: must be true or false, got "yes".'),
         ("a: !!python/object:os.system x", "1: must be written without tags, got "),
         ("a:\n  !mine {b: 1}", "2: must be written without tags, got '!mine'."),
         ("a: !!set {b}", "1: must be written without tags, got "),
