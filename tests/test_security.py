@@ -39,7 +39,7 @@ from ablation.journal import Record, parse_lines, to_lines
 from ablation.latex import to_latex
 from ablation.ledger import Ledger
 from ablation.manifest import DamageError, manifest_to_json, seal, unseal
-from ablation.notice import announced
+from ablation.notice import announced, silence
 from ablation.overview import status
 from ablation.pictures import figures
 from ablation.plain import plain
@@ -666,6 +666,9 @@ def test_notice__with_a_password_gets_told_of_without_it() -> None:
     with server(says(b"TERMINATE")) as at:
         told = announced(at.replace("//", "//user:HUNTER2@") + "/a?token=HUNTER2")
         assert told in ("", f"{at}/a says TERMINATE")
+    why = silence("http://user:HUNTER2@127.0.0.1/notice")
+    assert why
+    assert "HUNTER2" not in why
 
 
 # Who reads what we leave behind

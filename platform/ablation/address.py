@@ -77,7 +77,8 @@ def masked(text: str, uri: str) -> str:
     """
     _, keys, _ = _cut(uri)
     text = text.replace(uri, public(uri))
-    for key in filter(None, (*keys, *_of_environment())):
+    password = keys[0].removesuffix("@").partition(":")[2]
+    for key in filter(None, (*keys, password, *_of_environment())):
         text = text.replace(key, "")
     return text
 
