@@ -5,6 +5,10 @@ slow server never gets to answer, and a dead one is waited for 100 s without a w
 anew here with settings that a process which it is sent to has too.
 """
 
+import os
+import re
+from base64 import b64encode
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +23,14 @@ TRIES = 3
 """So often a request to S3 is made before it has failed; unpickled clients have the same number."""
 
 _CONNECT_S = 5.0
+_KEY = re.compile("key|secret|token|password|signature|^sig$|credential(?!_kind)", re.IGNORECASE)
+_SECRETS = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "RAY_AUTH_TOKEN",
+)
 _FORGOTTEN = {"smart_defaults", "tls_ca_dir_path", "tls_verify_certificates"}
 """Options of an S3 address that do not survive pickling, so that workers would go without them."""
 
@@ -53,18 +65,30 @@ def public(uri: str) -> str:
 
 
 def has_keys(uri: str) -> bool:
-    """Whether a URI names a user, and so perhaps a password."""
-    _, (user, _), _ = _cut(uri)
-    return bool(user)
+    """Whether a URI names a user, and so perhaps a password, or holds a key behind its `?`."""
+    _, (user, query), _ = _cut(uri)
+    return bool(user) or any(_KEY.search(name) for name in parse_qs(query[1:]))
 
 
 def masked(text: str, uri: str) -> str:
-    """A text that may repeat a URI, or more than it, without the keys in it."""
+    """A text that may repeat a URI, or more than it, without the keys in it.
+
+    Nor has it those of the environment: a server may repeat what it was sent.
+    """
     _, keys, _ = _cut(uri)
     text = text.replace(uri, public(uri))
-    for key in filter(None, keys):
+    password = keys[0].removesuffix("@").partition(":")[2]
+    for key in filter(None, (*keys, password, *_of_environment())):
         text = text.replace(key, "")
     return text
+
+
+def _of_environment() -> Iterator[str]:
+    """The environment's keys, and MLflow's as they are sent."""
+    yield from (os.environ.get(name, "") for name in _SECRETS)
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{n}", "") for n in ("USERNAME", "PASSWORD"))
+    if password:
+        yield b64encode(f"{user}:{password}".encode()).decode()
 
 
 def _cut(uri: str) -> tuple[str, tuple[str, str], str]:

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
+
+from ablation.typed import Count, Moment, loads, typed
 
 __all__ = ["Attempt", "Cause", "Ended"]
 
@@ -26,16 +28,16 @@ class Attempt:
     `run` names the call of `ablation run` that it belongs to, which began at `queued_ms`.
     """
 
-    number: int
-    begun_ms: int
-    from_step: int
-    workers: int = 1
+    number: Count
+    begun_ms: Moment
+    from_step: Count
+    workers: Count = 1
     run: str = ""
-    queued_ms: int | None = None
+    queued_ms: Moment | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    ended_ms: int | None = None
+    ended_ms: Moment | None = None
     ended: Ended | None = None
-    step: int | None = None
+    step: Count | None = None
     """The last step that is known to have been done, committed or not."""
     cause: Cause | None = None
     error: str = ""
@@ -49,12 +51,14 @@ class Attempt:
     def parse(cls, content: bytes) -> "Attempt":
         """The inverse of `to_bytes`.
 
-        Raises ValueError for content that is not JSON.
+        Raises ValueError for anything else.
         """
-        return cls.of(json.loads(content))
+        return cls.of(loads(content))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Attempt":
-        """The attempt of these values by name; what it does not know is left out."""
-        known = {part.name for part in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+    def of(cls, values: Any) -> "Attempt":
+        """The attempt of these values by name; what it does not know is left out.
+
+        Raises ValueError where they are not those of an attempt.
+        """
+        return typed(cls, values)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ablation.manifest import seal, unseal
+from ablation.typed import Count, typed
 
 __all__ = ["Certificate"]
 
@@ -13,12 +14,12 @@ __all__ = ["Certificate"]
 class Certificate:
     """`kills` at random moments changed none of `steps` steps, of `total` that the stages have."""
 
-    kills: int
-    steps: int
-    total: int
-    repeated: int
+    kills: Count
+    steps: Count
+    total: Count
+    repeated: Count
     """Steps that were done again, since they came after the last checkpoint."""
-    workers: int
+    workers: Count
     provenance: Mapping[str, Any]
     """Who verified it, when and with what."""
 
@@ -36,6 +37,6 @@ class Certificate:
     def parse(cls, content: bytes) -> "Certificate":
         """The inverse of `to_bytes`.
 
-        Raises ValueError or TypeError for anything else.
+        Raises ValueError for anything else.
         """
-        return cls(**unseal(content))
+        return typed(cls, unseal(content))

@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 from ablation.manifest import read_sound
 from ablation.process import Process
 from ablation.storage import Storage
+from ablation.typed import Count, Moment, loads, typed
 
 __all__ = ["Claim", "claims_at", "clear", "names_at", "put", "there"]
 
@@ -23,12 +24,12 @@ class Claim:
     process: Process
     run: str
     """The call of `ablation run` that it works for."""
-    beat: int = 0
-    attempt: int = 0
-    step: int = 0
+    beat: Count = 0
+    attempt: Count = 0
+    step: Count = 0
     notice: str = ""
     """What it was told of its coming end, empty before."""
-    now_ms: int = 0
+    now_ms: Moment = 0
     """Its own clock: for people, never compared."""
     over: bool = False
     """Whether it was given up."""
@@ -46,12 +47,9 @@ class Claim:
     def parse(cls, content: bytes) -> "Claim":
         """The inverse of `to_bytes`; what it does not know is left out.
 
-        Raises ValueError, KeyError or TypeError for anything else.
+        Raises ValueError for anything else.
         """
-        body = json.loads(content)
-        known = {part.name for part in fields(cls)} & {*body}
-        process = Process(**body["process"])
-        return cls(**{**{name: body[name] for name in known}, "process": process})
+        return typed(cls, loads(content))
 
 
 def claims_at(storage: Storage, path: str) -> dict[str, Claim]:
@@ -60,7 +58,7 @@ def claims_at(storage: Storage, path: str) -> dict[str, Claim]:
     for name in names_at(storage, path):
         try:
             claim = read_sound(storage, f"{path}/{name}.json", Claim.parse)
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             claim = Claim(name=name, process=Process(host="", pid=0, born=""), run="")
         if claim is not None:  # else released since it was listed
             found[name] = replace(claim, name=name)

@@ -7,6 +7,7 @@ imported only by the commands that use them.
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ from ablation.place_commands import (
     trainers,
     ui,
 )
+from ablation.plain import PlainFormatter, plain
 from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
@@ -58,6 +60,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if logging.lastResort:  # what shows warnings
+        logging.lastResort.setFormatter(PlainFormatter())
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser(_COMMANDS).parse_args(arguments)
     code = 0
@@ -101,7 +105,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _say(text: str) -> None:
     with suppress(BrokenPipeError):  # who reads no more still wants the work done
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -139,7 +143,8 @@ def _resume(options: argparse.Namespace) -> int:
 def _supervise(arguments: Sequence[str]) -> int:
     # argparse takes `--super` for it too.
     rest = [argument for argument in arguments if not argument.startswith("--su")]
-    return supervise([sys.executable, "-m", "ablation.supervised", *rest], _say)
+    # -P: the folder that it is begun in may be a stranger's, with modules of its own.
+    return supervise([sys.executable, "-P", "-m", "ablation.supervised", *rest], _say)
 
 
 def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:
@@ -217,7 +222,7 @@ def _why(options: argparse.Namespace) -> int:
     standings = ledger.standings(asked.stages)
     tries = ledger.tries(asked.stages)
     for cell in found:
-        print("\n".join(story(cell, asked.cells, standings, tries)))
+        print(plain("\n".join(story(cell, asked.cells, standings, tries))))
     return 0
 
 
@@ -240,7 +245,7 @@ def _verify_resume(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say("Interrupted. Nothing was verified.")
         return 130
-    print(finding.text)
+    print(plain(finding.text))
     return 0 if finding.certificate else 1
 
 

@@ -7,11 +7,19 @@ from typing import Any, assert_never
 
 from ablation.attempts import Attempt
 from ablation.cells import Failed, Finished, Outcome
-from ablation.journal import Record, metrics_from_json, metrics_to_json
-from ablation.manifest import Manifest, manifest_from_json, manifest_to_json, seal, unseal
+from ablation.journal import Record, metrics_from_json, metrics_to_json, parse_lines
+from ablation.manifest import (
+    DamageError,
+    Manifest,
+    manifest_from_json,
+    manifest_to_json,
+    seal,
+    unseal,
+)
 from ablation.storage import Stored
+from ablation.typed import Count, Part, typed
 
-__all__ = ["Commit", "Ending", "Restored", "Segment", "ended_by", "manifest_of"]
+__all__ = ["Commit", "Ending", "Restored", "Segment", "ended_by", "manifest_of", "segment_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,8 @@ class Commit:
     """
 
     name: str
-    step: int
-    total: int
+    step: Count
+    total: Count
     files: Manifest
     journal: Manifest
 
@@ -67,13 +75,13 @@ class Commit:
     def parse(cls, content: bytes) -> "Commit":
         """The inverse of `to_bytes`.
 
-        Raises ValueError for anything else.
+        Raises ValueError or KeyError for anything else.
         """
         body = unseal(content)
         return cls(
-            name=body["name"],
-            step=body["step"],
-            total=body["total"],
+            name=typed(Part, body["name"]),
+            step=typed(Count, body["step"]),
+            total=typed(Count, body["total"]),
             files=manifest_from_json(body["files"]),
             journal=manifest_from_json(body["journal"]),
         )
@@ -109,12 +117,12 @@ class Ending:
     def parse(cls, content: bytes) -> "Ending":
         """The inverse of `to_bytes`.
 
-        Raises ValueError for anything else.
+        Raises ValueError or KeyError for anything else.
         """
         body = unseal(content)
         return cls(
             outcome=_outcome_from_json(body),
-            name=body["name"],
+            name=typed(Part, body["name"]),
             artifacts=manifest_from_json(body["artifacts"]),
             journal=manifest_from_json(body["journal"]),
             last=Attempt.of(last) if (last := body.get("last")) else None,
@@ -132,6 +140,14 @@ def ended_by(
         last if last and attempt.ended is None and attempt.number == last.number else attempt
         for attempt in attempts
     )
+
+
+def segment_of(name: str, stored: Stored, content: bytes, *, at: str) -> Segment:
+    """A file of the journal, which lies `at`; raises DamageError where it holds no records."""
+    try:
+        return Segment(name, stored, parse_lines(content))
+    except ValueError as error:
+        raise DamageError(f"{at} must hold records: {error}.") from None
 
 
 def manifest_of(segments: Sequence[Segment]) -> Manifest:
@@ -152,4 +168,4 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 def _outcome_from_json(body: dict[str, Any]) -> Outcome:
     if body["outcome"] == "finished":
         return Finished(metrics_from_json(body["metrics"]))
-    return Failed(body["error"], body["detail"])
+    return Failed(typed(str, body["error"]), typed(str, body["detail"]))

@@ -1,13 +1,14 @@
 """The points of a stage's curves, from the ledger, as a tracker is told of them."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ablation.cells import Finished, PlannedStage, Standing
 from ablation.journal import Record
 from ablation.ledger import Ledger
 from ablation.manifest import DamageError
+from ablation.typed import Moment, typed
 
 __all__ = ["Point", "curves", "journal", "points"]
 
@@ -28,11 +29,18 @@ def curves(ledger: Ledger, stage: PlannedStage, standing: Standing) -> list[Poin
     told = list(points(stage, journal(ledger, stage.digest)))
     if not isinstance(standing, Finished):
         return told
-    description = ledger.stage(stage.digest).description() or {}
-    time_ms = description.get("created", {}).get("time_ms", 0)
+    time_ms = _created_ms(ledger.stage(stage.digest).description() or {})
     keys = {point.key for point in told}
     final = points(stage, [Record(0, time_ms, standing.metrics)])
     return [*told, *(point for point in final if point.key not in keys)]
+
+
+def _created_ms(description: Mapping[str, Any]) -> int:
+    """When a stage was described, 0 where that cannot be read any more."""
+    try:
+        return typed(Moment, description["created"]["time_ms"])
+    except (KeyError, TypeError, ValueError):
+        return 0
 
 
 def journal(ledger: Ledger, digest: str) -> Sequence[Record]:

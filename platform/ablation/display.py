@@ -15,6 +15,7 @@ from rich.progress import (
 )
 
 from ablation.events import Event
+from ablation.plain import plain
 from ablation.plan import Plan
 
 __all__ = ["Display", "displaying"]
@@ -75,14 +76,14 @@ class Display:
         self._last[event.digest] = words
         count, title = f"{len(self._ended)}/{self._all}", self._titles[event.digest]
         line = f"[{count}] {title}: {event.name} {words}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, event: Event, bars: Progress) -> None:
         bars.update(self._tasks[""], completed=len(self._ended))
         if event.kind in ("begun", "resumed", "progress"):
             if event.digest not in self._tasks:
                 title = f"{self._titles[event.digest]}: {event.name}"
-                self._tasks[event.digest] = bars.add_task(title, total=event.total or None)
+                self._tasks[event.digest] = bars.add_task(plain(title), total=event.total or None)
             bars.update(self._tasks[event.digest], total=event.total or None, completed=event.step)
         elif event.kind in _ENDS and event.digest in self._tasks:
             bars.remove_task(self._tasks.pop(event.digest))

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ablation.address import public
+from ablation.address import masked, public
 from ablation.examined import Examination, Questions, examine, versions
 from ablation.executors.connection import connected
 from ablation.executors.jobs import Jobs
@@ -98,7 +98,7 @@ def _mlflow(profile: Profile, local: Path | None) -> Finding:
     except TRACKING_ERRORS as error:
         return Finding(
             part="MLflow",
-            found=f"{public(uri)} does not take a run: {str(error).strip().splitlines()[0]}",
+            found=f"{public(uri)} does not take a run: {masked(_line(error), uri)}",
             remedy="Give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user who may "
             "make experiments, and see that the server allows this host name.",
         )
@@ -217,7 +217,8 @@ def _node(
         yield say(found=f"storage: {answer.storage}", remedy=remedy)
     if answer.notice:
         remedy = "Correct `notice`, or leave it out: drains and SIGTERM are heard without it."
-        yield say(found=f"{profile.notice} does not answer: {answer.notice}", remedy=remedy)
+        at = public(profile.notice or "")
+        yield say(found=f"{at} does not answer: {answer.notice}", remedy=remedy)
     gpus = int(node.resources.get("GPU", 0))
     if isinstance(answer.devices, str):
         remedy = "Install what it needs there."
@@ -238,6 +239,10 @@ def _well(node: Node[Examination]) -> str:
     data = node.answer.data if isinstance(node.answer, Examination) else {}
     names = "".join(f", {name}" for name in data)
     return f"{cpus:g} CPUs and {gpus:g} GPUs, sees the storage{names}"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _listed(versions: Mapping[str, str]) -> str:

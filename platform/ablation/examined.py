@@ -100,7 +100,7 @@ def _try(storage: Storage, mark: str) -> str:
 def _devices(trainer: str) -> int | str:
     """Asked in a process of its own: Ray hides GPUs from one that did not ask for them."""
     ask = f"from ablation.trainers import load_trainer; print(load_trainer({trainer!r}).devices())"
-    command = ["env", "-u", "CUDA_VISIBLE_DEVICES", sys.executable, "-c", ask]
+    command = ["env", "-u", "CUDA_VISIBLE_DEVICES", sys.executable, "-P", "-c", ask]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_DEVICES_WITHIN_S

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from ablation.identity import NAME_RULE
-from ablation.papers import Part
+from ablation.papers import Part, Words
 from ablation.problems import Problem, StudyError, nearest, show
 from ablation.studyfile import Label, Name
 from ablation.yamlfile import Document, Trail, read
@@ -24,7 +24,7 @@ class IncludeFile(Part):
     """The file as written."""
 
     name: Name = Field(description=NAME_RULE)
-    question: str = Field(default="", description="text")
+    question: Words = Field(default="", description="printable text")
     include: Annotated[list[Label], Field(min_length=1)] = Field(
         description="a list of at least one study's file, relative to this one"
     )

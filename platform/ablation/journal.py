@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ablation.typed import Count, Moment, loads, typed
+
 __all__ = ["Record", "metrics_from_json", "metrics_to_json", "parse_lines", "to_lines"]
 
 
@@ -15,8 +17,8 @@ __all__ = ["Record", "metrics_from_json", "metrics_to_json", "parse_lines", "to_
 class Record:
     """The metrics of one step and when they were measured, in milliseconds since 1970 (UTC)."""
 
-    step: int
-    time_ms: int
+    step: Count
+    time_ms: Moment
     metrics: Mapping[str, float]
 
 
@@ -27,8 +29,8 @@ def metrics_to_json(metrics: Mapping[str, float]) -> dict[str, float | str]:
 
 
 def metrics_from_json(metrics: Mapping[str, float | str]) -> dict[str, float]:
-    """The inverse of `metrics_to_json`."""
-    return {name: float(value) for name, value in metrics.items()}
+    """The inverse of `metrics_to_json`; raises ValueError for anything else."""
+    return typed(dict[str, float], metrics)
 
 
 def to_lines(records: Iterable[Record]) -> bytes:
@@ -43,9 +45,6 @@ def to_lines(records: Iterable[Record]) -> bytes:
 def parse_lines(lines: bytes) -> tuple[Record, ...]:
     """The inverse of `to_lines`.
 
-    Raises ValueError or KeyError where a line is not a record.
+    Raises ValueError where a line is not a record.
     """
-    rows = (json.loads(line) for line in lines.splitlines())
-    return tuple(
-        Record(row["step"], row["time_ms"], metrics_from_json(row["metrics"])) for row in rows
-    )
+    return typed(tuple[Record, ...], [loads(line) for line in lines.splitlines()])

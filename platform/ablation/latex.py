@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from ablation.blocks import Cell, answer_lines, crossed, printed_lines, row_lines
+from ablation.plain import plain
 from ablation.table import TICK, Table
 
 __all__ = ["to_latex"]
@@ -63,9 +64,9 @@ def _cell(cell: Cell) -> str:
 
 
 def _comments(lines: Iterable[str]) -> Iterator[str]:
-    return (f"% {' '.join(line.split())}" for line in lines if line)
+    return (f"% {plain(' '.join(line.split()))}" for line in lines if line)
 
 
 def _escape(text: str) -> str:
-    flat = re.sub(r"\s+", " ", text)
+    flat = plain(re.sub(r"\s+", " ", text))
     return "".join(_WRITTEN.get(mark, mark) for mark in flat)

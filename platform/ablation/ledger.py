@@ -25,6 +25,7 @@ from ablation.manifest import read_sound
 from ablation.stage_folder import StageFolder
 from ablation.stage_writer import StageWriter
 from ablation.storage import Storage, StorageError
+from ablation.typed import loads
 
 __all__ = ["Ledger"]
 
@@ -201,7 +202,7 @@ def _of_each(digests: Iterable[str], read: Callable[[str], _T]) -> dict[str, _T]
 
 def _check_layout(content: bytes) -> None:
     try:
-        layout = json.loads(content)["layout"]
+        layout = loads(content)["layout"]
     except (ValueError, KeyError, TypeError):
         layout = None
     if isinstance(layout, int) and layout > _LAYOUT:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
 from ablation.storage import Storage, StorageError, Stored
+from ablation.typed import loads, typed
 
 __all__ = [
     "DamageError",
@@ -115,13 +116,14 @@ def manifest_to_json(manifest: Manifest) -> dict[str, dict[str, int | str]]:
 def manifest_from_json(value: Mapping[str, Mapping[str, Any]]) -> Manifest:
     """The inverse of `manifest_to_json`.
 
-    Raises ValueError for a path that leaves its folder.
+    Raises ValueError for a path that leaves its folder, or is none, and for anything else.
     """
-    for name in value:
+    manifest = typed(dict[str, Stored], value)
+    for name in manifest:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"a file's path must stay in its folder, got {name}.")
-    return {name: Stored(entry["size"], entry["sha256"]) for name, entry in value.items()}
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise ValueError(f"a file's path must stay in its folder, got {name!r}.")
+    return manifest
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
@@ -134,7 +136,7 @@ def unseal(content: bytes) -> dict[str, Any]:
 
     Raises ValueError where the content is not what was sealed.
     """
-    body = json.loads(content)
+    body = loads(content)
     if not isinstance(body, dict) or body.pop("seal", None) != _checksum(body):
         raise ValueError("its checksum differs")
     return body

@@ -20,6 +20,8 @@ from urllib.error import HTTPError
 from urllib.parse import urljoin
 from urllib.request import ProxyHandler, Request, build_opener
 
+from ablation.address import masked, public
+
 __all__ = ["SIGTERM", "Watch", "announced", "silence"]
 
 _LOOK_EVERY_S = 1.0
@@ -39,9 +41,9 @@ def announced(at: str) -> str:
             return f"{at} is there" if Path(at).exists() else ""
         text = _answer(at)
     except (OSError, ValueError, HTTPException) as error:
-        _warn_once(at, str(error))  # no answer is no news
+        _warn_once(public(at), masked(str(error), at))  # no answer is no news
         return ""
-    return "" if text.upper() in _NONE else f"{at} says {text.splitlines()[0][:100]}"
+    return "" if text.upper() in _NONE else f"{public(at)} says {text.splitlines()[0][:100]}"
 
 
 def silence(at: str) -> str:
@@ -52,7 +54,7 @@ def silence(at: str) -> str:
     try:
         _answer(at)
     except (OSError, ValueError, HTTPException) as error:
-        return str(error)
+        return masked(str(error), at)
     return ""
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
 from ablation.include import Included
+from ablation.plain import plain
 from ablation.plan import Plan
 from ablation.why import Lost
 
@@ -30,18 +31,18 @@ def overview(plan: Plan, standings: Mapping[str, Standing] | None) -> Renderable
         keys = [(axis.name, label) for axis, label in zip(study.axes, row.levels, strict=True)]
         sets = [f"{p}: {v}" for key in keys for p, v in levels[key].settings.items()]
         mark = " (baseline)" if row.label == study.baseline else ""
-        grid.add_row(Text(row.label + mark), Text("\n".join(sets)), _seeds(study.seeds))
+        grid.add_row(_said(row.label + mark), _said("\n".join(sets)), _seeds(study.seeds))
     for reference in study.references:
-        grid.add_row(Text(f"{reference.label} (reference)"), "", _seeds(study.seeds))
+        grid.add_row(_said(f"{reference.label} (reference)"), "", _seeds(study.seeds))
     stages = plan.stages
     shared = plan.num_stages - len(stages)
     names = ", ".join([study.train, *(stage.name for stage in study.evaluations)])
     return Group(
-        Text(study.name, style="bold"),
-        *([Text(study.question)] if study.question else []),
-        Text(f"trainer {study.trainer}, preset {study.preset}, metric {study.metric}"),
+        _said(study.name, style="bold"),
+        *([_said(study.question)] if study.question else []),
+        _said(f"trainer {study.trainer}, preset {study.preset}, metric {study.metric}"),
         grid,
-        Text(
+        _said(
             f"{len(plan.cells)} cells of {names}: {len(stages)} stages"
             f"{f' ({shared} shared)' if shared else ''}, {_progress(stages, standings)}."
         ),
@@ -57,9 +58,9 @@ def totals(
     whole = sum(plan.num_stages for plan in plans)
     noun = "study" if len(plans) == 1 else "studies"
     return Group(
-        Text(included.name, style="bold"),
-        *([Text(included.question)] if included.question else []),
-        Text(
+        _said(included.name, style="bold"),
+        *([_said(included.question)] if included.question else []),
+        _said(
             f"{len(plans)} {noun}: {len(cells)} cells, {len(set(cells))} of them different; "
             f"{whole} stages without sharing, {len(stages)} with it ({whole - len(stages)} saved), "
             f"{_progress(stages, standings)}."
@@ -81,15 +82,15 @@ def status(plan: Plan, standings: Mapping[str, Standing], lost: Lost) -> Rendera
     for cell in plan.cells:
         later = {stage.name: stage for stage in cell.stages[1:]}
         states = [_state(standings[stage.digest]) for stage in (cell.stages[0], *later.values())]
-        grid.add_row(Text(cell.row), str(cell.seed), *states)
+        grid.add_row(_said(cell.row), str(cell.seed), *states)
     failures = [
-        Text(f"{cell.title}: {stage.name} failed: {standing.error}")
+        _said(f"{cell.title}: {stage.name} failed: {standing.error}")
         for cell in plan.cells
         for stage, standing in _stands(cell, standings)
         if isinstance(standing, Failed)
     ]
-    work_lost = [Text(f"{lost}.")] if lost.interruptions else []
-    return Group(Text(plan.study.name, style="bold"), grid, *failures, *work_lost)
+    work_lost = [_said(f"{lost}.")] if lost.interruptions else []
+    return Group(_said(plan.study.name, style="bold"), grid, *failures, *work_lost)
 
 
 def _stands(cell: Cell, standings: Mapping[str, Standing]) -> list[tuple[PlannedStage, Standing]]:
@@ -99,15 +100,19 @@ def _stands(cell: Cell, standings: Mapping[str, Standing]) -> list[tuple[Planned
 def _state(standing: Standing) -> Text:
     match standing:
         case Finished():
-            return Text("finished", style="green")
+            return _said("finished", style="green")
         case Failed():
-            return Text("failed", style="red")
+            return _said("failed", style="red")
         case Begun(step, total):
-            return Text(f"{100 * step // max(total, 1)} %")
+            return _said(f"{100 * step // max(total, 1)} %")
         case Waiting():
-            return Text("waiting", style="dim")
+            return _said("waiting", style="dim")
     assert_never(standing)
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:
     return ", ".join(str(seed) for seed in seeds)
+
+
+def _said(text: str, style: str = "") -> Text:
+    return Text(plain(text), style)

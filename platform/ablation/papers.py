@@ -6,7 +6,17 @@ from decimal import Decimal
 from itertools import product
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+)
+
+from ablation.plain import is_plain
 
 __all__ = [
     "Claim",
@@ -14,12 +24,22 @@ __all__ = [
     "Part",
     "Published",
     "Question",
+    "Words",
     "by_metric",
     "credits_of",
     "row_pairs",
     "unpublished",
 ]
 
+
+def _words(text: str) -> str:
+    if not is_plain(text):
+        raise ValueError
+    return text
+
+
+Words: TypeAlias = Annotated[str, AfterValidator(_words)]
+"""Text that only says something: it has no control characters, nor turns its own direction."""
 Status: TypeAlias = Literal["author", "second-hand"]
 """Whether something was read in an author's own source."""
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number"})]
@@ -36,9 +56,9 @@ class Published(Part):
     """A number that somebody printed: where, and whether it was read in an author's own source."""
 
     value: Number
-    source: str = ""
+    source: Words = ""
     status: Status | None = None
-    note: str = ""
+    note: Words = ""
 
 
 class Claim(Part):
@@ -50,8 +70,8 @@ class Claim(Part):
     better: str
     than: str
     metric: str | None = None
-    says: str = ""
-    source: str = ""
+    says: Words = ""
+    source: Words = ""
     status: Status | None = None
 
 

@@ -13,7 +13,8 @@ from ablation.address import public
 from ablation.backlog import progress
 from ablation.include import Included, include
 from ablation.ledger import Ledger
-from ablation.problems import nearest
+from ablation.plain import plain
+from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
 from ablation.provenance import now_ms
 from ablation.request import InputError, glimpse, ledger_of, planned, profile_of
@@ -35,10 +36,10 @@ def doctor(options: argparse.Namespace) -> int:
 
     code = 0
     for finding in diagnose(profile_of(options), trainer=options.trainer):
-        print(f"{'MEND' if finding.remedy else 'ok':4} {finding.part}: {finding.found}")
+        print(plain(f"{'MEND' if finding.remedy else 'ok':4} {finding.part}: {finding.found}"))
         if finding.remedy:
             code = 1
-            print(f"     {finding.remedy}", flush=True)
+            print(plain(f"     {finding.remedy}"), flush=True)
     return code
 
 
@@ -58,7 +59,7 @@ def submit(options: argparse.Namespace) -> int:
     ledger.check_writable()
     submission, _ = bring(submission, Jobs.at(at), ledger.storage)
     print(f"{submission.id}: {', '.join(submission.studies)}")
-    print(f"Ray: {at}/#/jobs/{submission.job}")
+    print(f"Ray: {public(at)}/#/jobs/{submission.job}")
     print(f"MLflow: {public(profile.mlflow(ledger.storage.local)[0])}", flush=True)
     if not options.follow:
         return 0
@@ -66,7 +67,7 @@ def submit(options: argparse.Namespace) -> int:
 
 
 def _pass_on(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
+    print(plain(text), end="", file=sys.stderr, flush=True)
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def logs(options: argparse.Namespace) -> int:
 
     profile = profile_of(options)
     submission = _found(options.name, profile)
-    print(Jobs.at(dashboard_of(profile)).logs(submission.job), end="")
+    print(plain(Jobs.at(dashboard_of(profile)).logs(submission.job)), end="")
     return 0
 
 
@@ -98,7 +99,7 @@ def stop(options: argparse.Namespace) -> int:
 def queue(options: argparse.Namespace) -> int:
     """Show what was submitted and has not ended; what has lost its driver gets another one."""
     from ablation.executors.jobs import Jobs
-    from ablation.submit import bring, dashboard_of
+    from ablation.submit import at_home, bring, dashboard_of
 
     profile = profile_of(options)
     ledger, jobs = ledger_of(profile), Jobs.at(dashboard_of(profile))
@@ -106,11 +107,12 @@ def queue(options: argparse.Namespace) -> int:
         if submission.over:
             print(f"{submission.id}: {_ENDS.get(submission.code or 0, 'lost')}")
             continue
-        submission, job = bring(submission, jobs, ledger.storage)
+        submission, job = bring(at_home(submission, profile), jobs, ledger.storage)
         since = span((now_ms() - submission.submitted_ms) / 1000)
-        print(f"{submission.id}: {job.state if job else 'lost'}, {submission.by}, for {since}")
+        state = job.state if job else "lost"
+        print(plain(f"{submission.id}: {state}, {submission.by}, for {since}"))
         for study, text in zip(submission.studies, submission.texts, strict=True):
-            print(f"  {study}: {_progress(text, profile, ledger)}")
+            print(plain(f"  {study}: {_progress(text, profile, ledger)}"))
     return 0
 
 
@@ -122,22 +124,24 @@ def keep(options: argparse.Namespace) -> int:
 
     profile = profile_of(options)
     connect, storage = partial(Jobs.at, dashboard_of(profile)), ledger_of(profile).storage
-    keep_all(storage, connect, _tell, pause=partial(time.sleep, _KEEP_EVERY_S))
+    keep_all(profile, storage, connect, _tell, pause=partial(time.sleep, _KEEP_EVERY_S))
     return 0
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def _progress(text: str, profile: Profile, ledger: Ledger) -> str:
-    """How far a study is; empty where its driver has not seen its data yet."""
+    """How far a study is, or why that cannot be said."""
     try:
         ((asked, _),) = planned(
             Included(documents=(parse(text, "study.yaml"),)), profile, before=ledger
         )
     except AbsentError:
         return "not begun"
+    except StudyError as error:
+        return f"cannot be read. {error.problems[0]}"
     return str(progress(asked, ledger))
 
 

@@ -13,6 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
+from typing import Annotated
+
+from pydantic import Field
 
 __all__ = ["Process", "scratch_folder", "sweep", "this_process"]
 
@@ -22,7 +25,7 @@ class Process:
     """A process: where process numbers count (a boot of a machine, a container), number, birth."""
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
     born: str
     """When it began, in the machine's own ticks; empty where the system does not tell."""
 

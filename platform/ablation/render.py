@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ablation.blocks import Cell, Part, answer_lines, crossed, printed_lines, row_lines
 from ablation.latex import to_latex
+from ablation.plain import plain
 from ablation.spreadsheet import to_csv
 from ablation.table import Table, TableRow
 
@@ -33,9 +34,9 @@ def to_text(table: Table, *, width: int = 80, flat: bool = False) -> RenderableT
     What does not fit goes in blocks below one another, a grid that does not fit is drawn flat. A
     number is never cut; only where a column alone is wider than the terminal an ellipsis says so.
     """
-    blocks: list[RenderableType] = [Text(table.name, style="bold")]
+    blocks: list[RenderableType] = [_said(table.name, style="bold")]
     if table.question:
-        blocks.append(Text(table.question))
+        blocks.append(_said(table.question))
     grids = crossed(table) if table.layout and not flat else []
     if not grids or max(map(_width, grids)) > width:
         grids = _fitted(table, table.rows, width)
@@ -49,8 +50,8 @@ def to_text(table: Table, *, width: int = 80, flat: bool = False) -> RenderableT
     for title, lines in (("Claims", answer_lines(table)), ("Missing", table.missing)):
         if lines:
             blocks.append(Text(title, style="bold"))
-            blocks += [Text(f"- {line}") for line in lines]
-    blocks += [Text(note, style="dim") for note in table.notes]
+            blocks += [_said(f"- {line}") for line in lines]
+    blocks += [_said(note, style="dim") for note in table.notes]
     return Group(*blocks)
 
 
@@ -58,7 +59,7 @@ def to_markdown(table: Table, *, flat: bool = False) -> str:
     """For a document (GitHub's tables); what the intervals call better is bold."""
     parts = [f"## {_escape(table.name)}"]
     if table.question:
-        parts.append(_escape(table.question))
+        parts.append(_line(table.question))
     whole = not table.layout or flat
     parts += [_pipes(*p) for p in ([row_lines(table, table.rows)] if whole else crossed(table))]
     if table.printed:
@@ -67,8 +68,8 @@ def to_markdown(table: Table, *, flat: bool = False) -> str:
         parts += ["### References", _pipes(*row_lines(table, table.references))]
     for title, lines in (("Claims", answer_lines(table)), ("Missing", table.missing)):
         if lines:
-            parts += [f"### {title}", "\n".join(f"- {_escape(line)}" for line in lines)]
-    parts += [_escape(note) for note in table.notes]
+            parts += [f"### {title}", "\n".join(f"- {_line(line)}" for line in lines)]
+    parts += [_line(note) for note in table.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,12 +123,20 @@ def _width(part: Part, *, folded: bool = True) -> int:
 def _draw(head: Sequence[str], body: Iterable[Sequence[Cell]]) -> Grid:
     """A block of which only the labels fold."""
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    grid.add_column(Text(head[0]), overflow="fold")
+    grid.add_column(_said(head[0]), overflow="fold")
     for title in head[1:]:
-        grid.add_column(Text(title), overflow="ellipsis", no_wrap=True)
+        grid.add_column(_said(title), overflow="ellipsis", no_wrap=True)
     for line in body:
-        grid.add_row(*(Text.assemble((c.text, "bold" if c.bold else ""), c.aside) for c in line))
+        grid.add_row(*map(_drawn, line))
     return grid
+
+
+def _drawn(cell: Cell) -> Text:
+    return Text.assemble((plain(cell.text), "bold" if cell.bold else ""), plain(cell.aside))
+
+
+def _said(text: str, style: str = "") -> Text:
+    return Text(plain(text), style)
 
 
 def _pipes(head: Sequence[str], body: Iterable[Sequence[Cell]]) -> str:
@@ -142,4 +151,10 @@ def _pipes(head: Sequence[str], body: Iterable[Sequence[Cell]]) -> str:
 
 def _escape(text: str) -> str:
     """Text that says the same in Markdown, on one line."""
-    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", re.sub(r"\s+", " ", text))
+    flat = plain(re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\|*_`<>\[\]&~$#])", r"\\\1", flat)
+
+
+def _line(text: str) -> str:
+    """The same for a line of its own, whose beginning must not make it a list or a heading."""
+    return re.sub(r"^( *\d*)(?=[-+.)](?: |$)|--|=)", r"\1\\", _escape(text))

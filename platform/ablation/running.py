@@ -22,6 +22,7 @@ from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.notice import Watch, announced
 from ablation.pace import Pace
+from ablation.plain import plain
 from ablation.plan import Plan
 from ablation.profile import Profile
 from ablation.protocol import Trainer
@@ -236,7 +237,7 @@ class Run:
 
     def _say(self, text: str) -> None:
         with suppress(SystemExit):  # rich's, where nobody reads any more
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def _mirror(self) -> "Mirror":
         from ablation.tracking import Mirror
@@ -272,7 +273,7 @@ class Run:
 
     def _mirrored(self, standings: Mapping[str, Standing]) -> str:
         """What a whole mirror mirrors, and on which server: the study's text, how stages stand."""
-        held = (self._mlflow[0], self.plan.study.document.text, dict(standings))
+        held = (public(self._mlflow[0]), self.plan.study.document.text, dict(standings))
         return hashlib.sha256(repr(held).encode()).hexdigest()
 
     def _is_mirrored(self, standings: Mapping[str, Standing]) -> bool:

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import TypeAlias
 
+from ablation.plain import plain
 from ablation.table import Entry, Metric, Printed, Table, TableRow
 
 __all__ = ["to_csv"]
@@ -14,6 +16,9 @@ Value: TypeAlias = str | float | Decimal | None
 Column: TypeAlias = tuple[str, str]
 """What a column is about (nothing, an axis or a seed), and its title."""
 
+_FORMULA = re.compile(r"(?:^|(?<=[;\t\n]))(?=[=+\-@\t\uff1d\uff0b\uff0d\uff20])")
+"""Where a formula would begin, also in full width: at once, or behind what separates fields
+elsewhere."""
 _HEAD = (
     *("study", "row", "kind", "metric", "better", "n", "expected", "mean", "sd"),
     *("difference", "difference n", "low", "high", "verdict"),
@@ -95,6 +100,4 @@ def _measured(entry: Entry) -> dict[str, Value]:
 
 
 def _inert(value: Value) -> Value:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+    return _FORMULA.sub("'", plain(value)) if isinstance(value, str) else value

@@ -18,11 +18,12 @@ from ablation.attempts import Attempt, Cause, Ended
 from ablation.burial import buried
 from ablation.cells import Begun, Failed, Finished, Outcome, PlannedStage, Standing, Waiting
 from ablation.claims import Claim, claims_at
-from ablation.commits import Commit, Ending, Restored, Segment, ended_by
+from ablation.commits import Commit, Ending, Restored, Segment, ended_by, segment_of
 from ablation.identity import canonical
-from ablation.journal import Record, parse_lines
+from ablation.journal import Record
 from ablation.manifest import DamageError, Manifest, compare, fetch, read_sound
 from ablation.storage import Storage, StorageError, Stored, stored_of
+from ablation.typed import loads
 
 __all__ = ["StageFolder"]
 
@@ -67,7 +68,7 @@ class StageFolder:
     def description(self) -> Mapping[str, Any] | None:
         """What `describe` said, None where nothing was (or it is damaged)."""
         try:
-            return dict(json.loads(self.storage.read(self.at("stage.json")) or b"null"))
+            return dict(loads(self.storage.read(self.at("stage.json")) or b"null"))
         except (ValueError, TypeError):
             return None
 
@@ -246,7 +247,7 @@ class StageFolder:
         if content is None or stored_of(content) != stored:  # it may have been the way
             content = self.storage.read(self.at(path))
         compare(self._name(path), stored, None if content is None else stored_of(content))
-        return Segment(name, stored, parse_lines(content or b""))
+        return segment_of(name, stored, content or b"", at=self._name(path))
 
     def _restore(self, commit: Commit, into: Path) -> Restored:
         return Restored(
@@ -276,7 +277,7 @@ class StageFolder:
     def _attempt(self, number: int) -> Attempt | None:
         try:
             return read_sound(self.storage, self._attempt_at(number), Attempt.parse)
-        except (ValueError, TypeError, AttributeError):
+        except ValueError:
             return Attempt(number=number, begun_ms=0, from_step=0)
 
     def _attempt_numbers(self) -> list[int]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from pydantic_core import ErrorDetails
 
 from ablation.identity import NAME, NAME_RULE
-from ablation.papers import Claim, Numbers, Part, Published
+from ablation.papers import Claim, Numbers, Part, Published, Words
 from ablation.problems import Problem, StudyError, nearest, show
 from ablation.yamlfile import Document, Trail
 
@@ -26,16 +26,20 @@ NUMBERS = (
 DEPTH = {"rows": 2, "published": 2, "printed": 2, "claims": 2, "grid": 3}
 """How deep a wrong part is cut out; all of a key where it is not named here."""
 LAST_SEED = 2**32 - 1
+LONGEST = 500
+"""Characters of a label: MLflow's tags and a figure's margin have to hold it."""
+_FILE_NAME = 255
+"""Bytes that file systems give a name."""
 
 
 def _label(text: str) -> str:
-    if not text.strip() or text != text.strip() or not text.isprintable():
+    if not text.strip() or text != text.strip() or not text.isprintable() or len(text) > LONGEST:
         raise ValueError
     return text
 
 
 def _name(text: str) -> str:
-    if not NAME.fullmatch(text):
+    if not NAME.fullmatch(text) or len(text.encode()) > _FILE_NAME:
         raise ValueError
     return text
 
@@ -55,7 +59,7 @@ def _distinct(items: list[Any]) -> list[Any]:
 Name: TypeAlias = Annotated[str, AfterValidator(_name)]
 """Of a study, or of a file that includes several."""
 Label: TypeAlias = Annotated[str, AfterValidator(_label)]
-"""Printable text without spaces around it."""
+"""Printable text without spaces around it, of 500 characters at most."""
 Level: TypeAlias = Annotated[Label, AfterValidator(_level)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED)]
 Settings: TypeAlias = Annotated[
@@ -75,7 +79,7 @@ class StudyFile(Part):
     """A study as written. What is None was not given."""
 
     name: Name | None = Field(default=None, description=NAME_RULE)
-    question: str = Field(default="", description="text")
+    question: Words = Field(default="", description="printable text")
     trainer: str | None = Field(default=None, description="the name of an installed trainer")
     preset: str | None = Field(default=None, description="the name of one of the trainer's presets")
     set: Settings = Field(

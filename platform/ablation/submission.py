@@ -8,41 +8,61 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, TypeAlias
 
+from pydantic import AfterValidator, Field
+
+from ablation.identity import NAME
 from ablation.storage import Storage
+from ablation.typed import Count, Moment, loads, typed
 
 __all__ = ["Submission", "find_submissions", "new_submission", "write_submission"]
 
 _FOLDER = "submissions"
 
 
+def _named(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise ValueError("it must be a study's name")
+    return text
+
+
+_Id: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*-[0-9a-f]{8}$")]
+_Name: TypeAlias = Annotated[str, AfterValidator(_named)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """Studies that were submitted together, by their names.
 
-    `command` runs in a folder of `files`, in which the studies are `0.yaml` and so on; `jobs`
-    counts the drivers that Ray was given so far.
+    A driver works in a folder of `files`: the studies `0.yaml` and so on, where there are several
+    `studies.yaml`, which includes them, and `profile.yaml`. `jobs` counts the drivers so far.
     Times are milliseconds since 1970 (UTC).
     """
 
-    id: str
-    studies: tuple[str, ...]
-    command: tuple[str, ...]
+    id: _Id
+    studies: Annotated[tuple[_Name, ...], Field(min_length=1)]
     files: Mapping[str, str]
-    grace_s: float
+    grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     by: str
-    submitted_ms: int
-    jobs: int = 1
+    submitted_ms: Moment
+    jobs: Count = 1
     stopped: bool = False
     """Whether somebody asked for its end."""
-    code: int | None = None
+    code: Annotated[int, Field(ge=-255, le=255)] | None = None
     """The exit code that it ended with."""
 
     @property
     def job(self) -> str:
         """What Ray calls its present driver."""
         return f"{self.id}-{self.jobs}"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What a driver runs. It is not kept: a storage must not say what the cluster executes."""
+        study = "0.yaml" if len(self.studies) == 1 else "studies.yaml"
+        return ("python", "-m", "ablation", "run", study, "--supervise", "--on", "profile.yaml")
 
     @property
     def texts(self) -> list[str]:
@@ -62,7 +82,6 @@ class Submission:
 def new_submission(
     studies: Sequence[str],
     *,
-    command: Sequence[str],
     files: Mapping[str, str],
     grace_s: float,
     by: str,
@@ -73,7 +92,6 @@ def new_submission(
     return Submission(
         id=f"{stem}-{secrets.token_hex(4)}",
         studies=tuple(studies),
-        command=tuple(command),
         files=files,
         grace_s=grace_s,
         by=by,
@@ -90,15 +108,20 @@ def write_submission(storage: Storage, submission: Submission) -> None:
 def find_submissions(storage: Storage) -> list[Submission]:
     """All submissions, the oldest first; one whose file is damaged is left out."""
     names = (name for name in storage.names(_FOLDER) if name.endswith(".json"))
-    found = (_parse(storage.read(f"{_FOLDER}/{name}")) for name in names)
+    found = (_parse(storage.read(f"{_FOLDER}/{name}"), name) for name in names)
     return sorted(filter(None, found), key=lambda each: each.submitted_ms)
 
 
-def _parse(content: bytes | None) -> Submission | None:
-    known = {part.name for part in fields(Submission)}
+def _parse(content: bytes | None, name: str) -> Submission | None:
     try:
-        values = json.loads(content or b"null")
-        lists = {name: tuple(values[name]) for name in ("studies", "command")}
-        return Submission(**{k: v for k, v in values.items() if k in known} | lists)
-    except (ValueError, TypeError, KeyError):
+        found = typed(Submission, loads(content or b"null"))
+    except ValueError:
         return None
+    return found if f"{found.id}.json" == name and {*found.files} == _names(found) else None
+
+
+def _names(submission: Submission) -> set[str]:
+    """Of the files that it must have: any other one might be code, or lie elsewhere."""
+    several = len(submission.studies) > 1
+    studies = {f"{number}.yaml" for number in range(len(submission.studies))}
+    return studies | {"profile.yaml"} | ({"studies.yaml"} if several else set())

@@ -7,10 +7,12 @@ where its node or the head was lost, or it gave up what was lost.
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 from ablation.address import has_keys
 from ablation.executors.jobs import Job, Jobs
@@ -20,9 +22,10 @@ from ablation.profile import Profile
 from ablation.provenance import now_ms, user
 from ablation.storage import Storage, StorageError
 from ablation.submission import Submission, find_submissions, new_submission, write_submission
+from ablation.typed import loads
 from ablation.yamlfile import Document
 
-__all__ = ["bring", "dashboard_of", "follow", "keep", "packed", "sent", "stop"]
+__all__ = ["at_home", "bring", "dashboard_of", "follow", "keep", "packed", "sent", "stop"]
 
 _FINAL = (0, 1, 2)
 """What a driver ends with that another one would end with too."""
@@ -32,6 +35,11 @@ _LOOK_EVERY_S = 5.0
 _STOP_BESIDES_S = 35.0
 """What a driver needs beside the grace of its cells, to tell MLflow and to write its tables."""
 
+_PROFILE = "profile.yaml"
+_THEIRS = (
+    *("data", "workers", "cpus_per_worker", "gpus_per_worker", "concurrency", "loaders"),
+    *("checkpoint_every_s", "max_failures", "patience_s", "grace_s", "priority"),
+)
 _HERE = ("address", "dashboard")
 """What a profile says for those who are not on the cluster."""
 
@@ -56,14 +64,11 @@ def packed(names: Sequence[str], documents: Sequence[Document], profile: Profile
     Raises StudyError where the place is not one for a cluster.
     """
     files = {f"{number}.yaml": each.text for number, each in enumerate(documents)}
-    study = "0.yaml"
     if len(files) > 1:
-        study, everything = "studies.yaml", {"name": "submitted", "include": [*files]}
-        files[study] = json.dumps(everything)
-    files["profile.yaml"] = sent(profile)
+        files["studies.yaml"] = json.dumps({"name": "submitted", "include": [*files]})
+    files[_PROFILE] = sent(profile)
     return new_submission(
         names,
-        command=("python", "-m", "ablation", "run", study, "--supervise", "--on", "profile.yaml"),
         files=files,
         grace_s=profile.grace_s,
         by=user(),
@@ -71,8 +76,24 @@ def packed(names: Sequence[str], documents: Sequence[Document], profile: Profile
     )
 
 
-def sent(profile: Profile) -> str:
-    """A profile as those on the cluster find it, in a file.
+def at_home(submission: Submission, profile: Profile) -> Submission:
+    """A submission that was found, at the place of `profile`.
+
+    Of the place that the storage says, only what shares out a cluster counts, and where data lie:
+    whoever may write there must not have keys sent to another server, nor its answers kept.
+    Raises StudyError where the profile is not one for a cluster.
+    """
+    try:
+        kept = loads(submission.files[_PROFILE])
+    except ValueError:
+        kept = None
+    theirs = {n: kept[n] for n in _THEIRS if n in kept} if isinstance(kept, dict) else {}
+    files = {**submission.files, _PROFILE: sent(profile, theirs)}
+    return replace(submission, files=files)
+
+
+def sent(profile: Profile, theirs: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A profile's file for those on the cluster, with what counts more than the profile.
 
     Raises StudyError where the place is not one for a cluster.
     """
@@ -82,7 +103,7 @@ def sent(profile: Profile) -> str:
         for part in fields(Profile)
         if part.name not in _HERE and (value := getattr(profile, part.name)) is not None
     }
-    return json.dumps(plain | {"address": "auto"}, indent=1)
+    return json.dumps({**plain, "address": "auto", **theirs}, indent=1)
 
 
 def _check(profile: Profile) -> None:
@@ -93,7 +114,7 @@ def _check(profile: Profile) -> None:
             f"{name} must hold no keys, for everybody on the cluster could read them. Set them in "
             f"the environment of its nodes.",
         )
-        for name in ("storage", "tracking")
+        for name in ("storage", "tracking", "notice")
         if has_keys(getattr(profile, name) or "")
     ]
     if profile.tracking is None and "://" in profile.storage:
@@ -161,6 +182,7 @@ def follow(
 
 
 def keep(
+    profile: Profile,
     storage: Storage,
     connect: Callable[[], Jobs],
     say: Callable[[str], None],
@@ -175,7 +197,7 @@ def keep(
             jobs = connect()
             for submission in find_submissions(storage):
                 if not submission.over:
-                    now, _ = bring(submission, jobs, storage)
+                    now, _ = bring(at_home(submission, profile), jobs, storage)
                     if now.job != submission.job:
                         say(f"{submission.job} was lost: {now.job} goes on.")
                     if now.over:

@@ -7,6 +7,7 @@ from ablation.identity import NAME
 from ablation.ledger import Ledger
 from ablation.problems import Problem, StudyError
 from ablation.study import Study
+from ablation.typed import loads
 from ablation.yamlfile import parse
 
 __all__ = ["check_names", "data_of", "fingerprints_of", "keep", "text_of"]
@@ -77,7 +78,7 @@ def fingerprints_of(ledger: Ledger, name: str) -> dict[str, str]:
 
 def _read(ledger: Ledger, name: str, file: str, what: str, remedy: str) -> dict[str, str]:
     try:
-        found = json.loads(ledger.read_study(name, file) or "{}")
+        found = loads(ledger.read_study(name, file) or "{}")
     except ValueError:
         found = None
     if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()):

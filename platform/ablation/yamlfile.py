@@ -24,6 +24,8 @@ Trail: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
+MAX_BITS = 1024
+"""Of a whole number: what is longer is no float, and Python refuses to print what is far longer."""
 REFUSED = object()
 """Stands for a value that became a problem: whatever holds it goes on without it."""
 CORE = "tag:yaml.org,2002:"
@@ -93,9 +95,10 @@ def parse(text: str, file: str) -> Document:
 def _text(path: Path) -> str:
     sentence = ""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)  # a device may have no end
         if len(content) > MAX_BYTES:
-            sentence = f"must not be larger than {MAX_BYTES} bytes, got {len(content)}."
+            sentence = f"must not be larger than {MAX_BYTES} bytes."
         else:
             return content.decode("utf-8-sig")
     except FileNotFoundError:
@@ -159,8 +162,10 @@ class _Reader:
                     return node.value
                 case "null":
                     return None
-                case "bool":
-                    return node.value.lower() == "true"
+                case "bool" if (word := node.value.lower()) in ("true", "false"):
+                    return word == "true"
+                case "bool":  # YAML 1.1's, which a file can ask for
+                    return self._refuse(line, f"must be true or false, got {show(node.value)}.")
                 case "int":
                     return _whole(node.value)
                 case "float" if isfinite(number := _number(node.value)):
@@ -177,7 +182,10 @@ class _Reader:
 
 
 def _whole(text: str) -> int:
-    return int(text, 0 if text.lower().lstrip("+-").startswith(("0o", "0x", "0b")) else 10)
+    number = int(text, 0 if text.lower().lstrip("+-").startswith(("0o", "0x", "0b")) else 10)
+    if number.bit_length() > MAX_BITS:
+        raise ValueError
+    return number
 
 
 def _number(text: str) -> float:

@@ -12,7 +12,7 @@ from ablation.layout import LostPlaceError, PlaceError
 from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
 from ablation.storage import Storage
-from ablation.submission import find_submissions, new_submission, write_submission
+from ablation.submission import find_submissions, write_submission
 from ablation.submit import bring, dashboard_of, follow, keep, packed, stop
 from ablation.yamlfile import Document
 
@@ -233,7 +233,7 @@ def test_keep__gives_all_of_them_drivers_until_they_have_ended(storage):
 
     turns = [lambda: None, lambda: None, *turns]
     with pytest.raises(KeyboardInterrupt):
-        keep(storage, connect, said.append, pause=pause)
+        keep(PROFILE, storage, connect, said.append, pause=pause)
     assert said == [
         "nobody listens.",
         f"{a.job} was lost: {a.id}-2 goes on.",
@@ -244,7 +244,7 @@ def test_keep__gives_all_of_them_drivers_until_they_have_ended(storage):
 
 
 def test_submissions__that_are_damaged_or_newer_are_not_in_the_way(storage):
-    sent = new_submission(["a"], command=["x"], files={}, grace_s=1.0, by="me", now_ms=5)
+    sent = submission(["a"])
     write_submission(storage, sent)
     storage.write("submissions/b.json", b"{")
     storage.write("submissions/c.json", b'{"id": "c"}')

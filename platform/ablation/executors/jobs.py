@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from ablation.address import masked, public
 from ablation.layout import LostPlaceError, PlaceError
 
 __all__ = ["Job", "Jobs"]
@@ -51,13 +52,13 @@ class Jobs:
                 client = JobSubmissionClient(address, headers=_token())
         except AuthenticationError as error:
             raise PlaceError(
-                f"Ray's dashboard at {address} lets nobody in without the cluster's token. Give it "
-                f"in RAY_AUTH_TOKEN, or name its file in RAY_AUTH_TOKEN_PATH."
+                f"Ray's dashboard at {public(address)} lets nobody in without the cluster's token. "
+                f"Give it in RAY_AUTH_TOKEN, or name its file in RAY_AUTH_TOKEN_PATH."
             ) from error
         except (OSError, RuntimeError, ConnectionError) as error:
             raise PlaceError(
-                f"Ray's dashboard must answer at {address}: {_line(error)}. Correct `dashboard` in "
-                f"the profile, or start the cluster."
+                f"Ray's dashboard must answer at {public(address)}: {_line(error, address)}. "
+                f"Correct `dashboard` in the profile, or start the cluster."
             ) from error
         logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every upload
         return cls(address, client)
@@ -115,8 +116,9 @@ def _answering(address: str) -> Generator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise LostPlaceError(
-            f"Ray's dashboard at {address} does not answer as it must: {_line(error)}. Try again "
-            f"when the cluster is back: what was committed is kept."
+            f"Ray's dashboard at {public(address)} does not answer as it must: "
+            f"{_line(error, address)}. Try again when the cluster is back: what was committed is "
+            f"kept."
         ) from error
 
 
@@ -150,5 +152,6 @@ def _token() -> dict[str, str] | None:
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else None
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
+def _line(error: Exception, address: str) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return masked(line, address).rstrip(".")

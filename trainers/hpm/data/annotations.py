@@ -154,7 +154,7 @@ def _parse(file: Path) -> Mapping[str, Any]:
         document = json.loads(file.read_bytes())
     except OSError as error:
         raise UnreachableError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} must be JSON; replace it ({error}).") from error
     if not isinstance(document, dict):
         raise DataError(f"{file} must be a JSON object, got {type(document).__name__}.")

@@ -26,7 +26,7 @@ def read_descriptions(
     """
     try:
         said = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(path, "", f"be JSON ({error})") from error
     info = _object(said, "", path).get("info", {})
     features = _object(_object(info, ".info", path).get("features", {}), ".info.features", path)
