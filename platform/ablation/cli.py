@@ -21,23 +21,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 
+from ablation import place_commands as place
 from ablation.address import public
 from ablation.arguments import make_parser
 from ablation.cells import Failed, Finished, Standing
 from ablation.include import include
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.ledger import Ledger
-from ablation.place_commands import (
-    doctor,
-    keep,
-    logs,
-    queue,
-    schema,
-    stop,
-    submit,
-    trainers,
-    ui,
-)
 from ablation.plain import PlainFormatter, plain
 from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
@@ -290,13 +280,13 @@ _COMMANDS = {
     "why": _why,
     "verify-resume": _verify_resume,
     "sync": _sync,
-    "doctor": doctor,
-    "submit": submit,
-    "queue": queue,
-    "keep": keep,
-    "logs": logs,
-    "stop": stop,
-    "ui": ui,
-    "schema": schema,
-    "trainers": trainers,
+    "doctor": place.doctor,
+    "submit": place.submit,
+    "queue": place.queue,
+    "keep": place.keep,
+    "logs": place.logs,
+    "stop": place.stop,
+    "ui": place.ui,
+    "schema": place.schema,
+    "trainers": place.trainers,
 }
