@@ -76,11 +76,15 @@ def diagnose(profile: Profile, *, trainer: str) -> Iterator[Finding]:
 
 def _storage(uri: str, mark: str) -> tuple[Finding, Storage | None]:
     """A finding, and the storage where it can be used."""
+    storage, began = None, time.monotonic()
     try:
-        storage, began = Storage.open(uri), time.monotonic()
+        storage = Storage.open(uri)
         storage.write(mark, b"Another machine looks for this.")
         storage.check_writable(keep={})
     except StorageError as error:
+        if storage is not None:
+            with suppress(StorageError):
+                storage.remove(mark)
         remedy = "Check the address, the credentials in the environment, and who may write there."
         return Finding(part="storage", found=str(error), remedy=remedy), None
     took_ms = 1000 * (time.monotonic() - began)

@@ -75,7 +75,7 @@ class Turns(Searcher):
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join(_ANSWER_WITHIN_S)
-        with suppress(Exception):  # as above; who says nothing is not counted on for long
+        with suppress(Exception):  # the head may be lost; who says nothing soon counts no more
             _meeting().leave.remote(self._name)
 
     def __reduce__(self) -> tuple[Any, ...]:
