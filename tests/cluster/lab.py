@@ -1,105 +1,135 @@
-"""A small lab on hosts of their own: a Ray head, workers that come back by themselves, a client."""
+"""The cluster of docker/compose.yaml without Docker: each service on a host of its own.
 
-import json
+Names, addresses, ports, users, rights, secrets and commands are those of the file; `lab.yaml` says
+what stands in for images that are not this project's.
+"""
+
+import importlib.util
 import os
 import secrets
-import sys
+import shutil
+import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from configparser import ConfigParser
 from contextlib import suppress
-from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Any
 
-from cluster.hosts import Host, Network
+import boto3
+from botocore.config import Config
 
-__all__ = ["Lab"]
+from cluster import containers, network
+from cluster.containers import Container, host_root, image_environment
+from cluster.network import Host, Network
+from deployed import DOCKER, documents, usual
 
-_BIN = Path(sys.executable).parent
-_AGAIN = "while true; do {} --block; sleep 1; done"  # as a restart policy does
-_PORTS = ("--node-manager-port=6380", "--object-manager-port=6381")
-_AGENT = ("--dashboard-agent-listen-port=52365", "--dashboard-agent-grpc-port=6382")
-_WORKERS = ("--min-worker-port=10002", "--max-worker-port=10100")
-_SMALL = ("--object-store-memory=80000000", "--disable-usage-stats")
-_QUICK = '{"health_check_period_ms": 1000, "health_check_failure_threshold": 3}'
-_UP_WITHIN_S = 180.0
+__all__ = ["Lab", "missing"]
+
+_TOOLS = ("ip", "runc", "tini-static", "wget", "ceph-mon", "ceph-osd", "radosgw")
+_DATABASE = Path("/usr/lib/postgresql/15/bin/postgres")
+_OVER = Path(__file__).with_name("lab.yaml")
+_HOSTS = ("head", "worker", "mlflow", "storage", "postgres", "setup", "keep", "client")
+_UP_WITHIN_S = 300.0
 
 
-@dataclass(slots=True)
+def missing() -> str:
+    """What this machine lacks for a lab; empty where it lacks nothing."""
+    if os.geteuid():
+        return "root, for network namespaces and containers"
+    found = [name for name in _TOOLS if not shutil.which(name)]
+    found += [] if _DATABASE.exists() else ["postgresql-15"]
+    return ", ".join(found)
+
+
 class Lab:
-    """Ray on a network; what is asked runs on the client, which has no part in the cluster."""
+    """compose.yaml as it is where only `given` is set; with `image`, on the root of that folder."""
 
-    network: Network
-    token: str = field(default_factory=lambda: secrets.token_hex(32))
-    head: Host = field(init=False)
-    client: Host = field(init=False)
-    workers: dict[str, Host] = field(default_factory=dict)
+    def __init__(self, image: Path | None = None, **given: str) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="ablation-lab-", dir="/var/tmp"))
+        self.home.chmod(0o755)
+        self.studies = self.home / "studies"
+        self.studies.mkdir()
+        self._secrets = self.home / "secrets"
+        _script("make_secrets").make(self._secrets)
+        _add_tenant(self._secrets / "s3_credentials")
+        folders = {"ABLATION_SECRETS": self._secrets, "ABLATION_STUDIES": self.studies}
+        self._given = {name: str(path) for name, path in folders.items()} | given
+        (compose,), (over,) = documents(DOCKER / "compose.yaml"), documents(_OVER)
+        self._compose = self._read(_merged(compose, over))
+        self._ours = self._compose["services"]["head"]["image"]
+        self._programs = host_root(self.home / "programs")
+        self._image = image or self._programs
+        self._names = self.home / "hosts"
+        self.hosts: dict[str, Host] = {}
+        self._asked = count(1)
+        self.containers: dict[str, Container] = {}
 
-    def __post_init__(self) -> None:
-        self.head, self.client = self.network.host("head"), self.network.host("me")
-        profile = {
-            "address": f"{self.head.address}:6379",
-            "storage": str(self.network.home / "results"),
-            "tracking": f"sqlite:///{self.network.home / 'mlflow.db'}",
-        }
-        self.profile.write_text(json.dumps(profile))
+    def __enter__(self) -> "Lab":
+        containers.sweep()
+        network.sweep()
+        subnets = {"cluster": ("10.77.0", True), "database": ("10.78.0", False)}
+        self._networks = {n: Network(n, subnet, out) for n, (subnet, out) in subnets.items()}
+        for name in _HOSTS:
+            self._add_host(name)
+        known = [("127.0.0.1", "localhost")]
+        known += [(at, host.name) for host in self.hosts.values() for at in host.addresses.values()]
+        self._names.write_text("".join(f"{address} {name}\n" for address, name in known))
+        return self
 
-    @property
-    def profile(self) -> Path:
-        """The profile of the lab's users."""
-        return self.network.home / "lab.yaml"
+    def __exit__(self, *_: object) -> None:
+        for each in reversed([*self.containers.values()]):
+            each.lose()
+        containers.sweep()
+        network.sweep()
+        shutil.rmtree(self.home)
 
-    @property
-    def secrets(self) -> Mapping[str, str]:
-        """The environment of whoever may use the cluster."""
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+    def up(self, *services: str) -> None:
+        """Start services and what they depend on, and wait until they are well."""
+        for name in services:
+            if name in self.containers:
+                continue
+            what = self._compose["services"][name]
+            self.up(*what.get("depends_on", {}))
+            self.containers[name] = container = self._container(name, name, self._host_of(name))
+            if what.get("restart") == "no":
+                done = container.run()
+                if done.returncode:
+                    raise RuntimeError(f"{name} has failed: {_text(done)}")
+            else:
+                container.start()
+                if "healthcheck" in what:
+                    container.wait_until_well(_UP_WITHIN_S)
 
-    def start_head(self) -> None:
-        """Start the head, and wait until its dashboard answers."""
-        at = self.head.address
-        self.head.start(
-            *(str(_BIN / "ray"), "start", "--head", "--block", "--port=6379", "--num-cpus=0"),
-            *(f"--node-ip-address={at}", f"--dashboard-host={at}", "--dashboard-port=8265"),
-            *(*_PORTS, *_AGENT, *_WORKERS, *_SMALL, f"--system-config={_QUICK}"),
-            log="head.log",
-            **self.secrets,
-        )
-        self.client.wait_for(f"http://{at}:8265/", _UP_WITHIN_S)
+    def add_worker(self, name: str) -> Container:
+        """Another container of the service `worker`, which joins the cluster."""
+        self.containers[name] = container = self._container(name, "worker", self._add_host(name))
+        container.start()
+        container.wait_until_well(_UP_WITHIN_S)
+        return container
 
-    def start_worker(self, name: str, cpus: int = 1) -> None:
-        """Start a worker node that joins, and joins again where it has lost the head."""
-        host = self.network.host(name)
-        command = " ".join(
-            [
-                *(str(_BIN / "ray"), "start", f"--address={self.head.address}:6379"),
-                *(f"--node-ip-address={host.address}", f"--num-cpus={cpus}"),
-                *(*_PORTS, *_AGENT, *_WORKERS, *_SMALL),
-            ]
-        )
-        host.start("sh", "-c", _AGAIN.format(command), log=f"{name}.log", **self.secrets)
-        self.workers[name] = host
+    def host(self, name: str) -> Host:
+        """The host of a container."""
+        return self.containers[name].host
 
     def ablation(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        """What a command of the client ends with, prints and says."""
-        done = self.client.run(
-            *(str(_BIN / "ablation"), *arguments, "--on", str(self.profile)),
-            **{**self.secrets, **environment},
-        )
-        return done.returncode, done.stdout, done.stderr
+        """What `compose run client …` ends with, prints and says."""
+        return self.client("ablation", *arguments, **environment)
 
-    def wait_until(
-        self,
-        what: str,
-        *arguments: str,
-        or_in: Sequence[str] = (),
-        times: int = 1,
-        within_s: float = _UP_WITHIN_S,
-    ) -> None:
-        """Repeat a command of the client, and another, until they print something so often."""
+    def client(self, *command: str, **environment: str) -> tuple[int, str, str]:
+        """What another command ends with, prints and says, run where the client is."""
+        program, *rest = command
+        over = {"entrypoint": [program], "command": rest, "environment": environment}
+        name = f"client-{next(self._asked)}"
+        done = self._container(name, "client", self.hosts["client"], over).run()
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def wait_until(self, what: str, *arguments: str, times: int = 1, within_s: float) -> None:
+        """Repeat a command of the client until it prints something so often."""
         limit = time.monotonic() + within_s
-        while True:
-            said = [self.ablation(*each) for each in (arguments, or_in) if each]
-            if sum(out.count(what) for _, out, _ in said) >= times:
-                return
+        while (said := self.ablation(*arguments))[1].count(what) < times:
             if time.monotonic() > limit:
                 raise TimeoutError(f"{what!r} is not in {said}:\n{self.logs()}")
             time.sleep(1.0)
@@ -107,14 +137,111 @@ class Lab:
     def logs(self) -> str:
         """The ends of all logs."""
         found = []
-        for file in sorted(self.network.home.glob("*.log")):
+        for file in sorted(self.home.glob("*.log")):
             with suppress(OSError):
                 found.append(f"== {file.name}\n{file.read_text(errors='replace')[-3000:]}")
         return "\n".join(found)
 
-    @classmethod
-    def environment(cls) -> dict[str, str]:
-        """What all hosts have in their environment: nothing of whoever runs the tests but paths."""
-        kept = ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
-        plain = {name: os.environ[name] for name in kept if name in os.environ}
-        return {**plain, "PATH": f"{_BIN}:{plain.get('PATH', '')}", "RAY_USAGE_STATS_ENABLED": "0"}
+    @property
+    def secrets(self) -> list[str]:
+        """Names of the secrets' files."""
+        return sorted(path.name for path in self._secrets.iterdir())
+
+    def secret(self, name: str) -> str:
+        """What a secret's file holds."""
+        return (self._secrets / name).read_text()
+
+    def keys(self, user: str = "default") -> tuple[str, str]:
+        """A user's keys for the storage."""
+        parsed = ConfigParser(interpolation=None)
+        parsed.read_string(self.secret("s3_credentials"))
+        return parsed[user]["aws_access_key_id"], parsed[user]["aws_secret_access_key"]
+
+    def storage(self, key: str, secret: str) -> Any:
+        """A client of the storage."""
+        return boto3.client(
+            "s3",
+            endpoint_url=f"http://{self.hosts['storage'].addresses['cluster']}:7070",
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            region_name="us-east-1",
+            config=Config(
+                retries={"total_max_attempts": 1}, request_checksum_calculation="when_required"
+            ),
+        )
+
+    def objects(self, bucket: str = "ablation") -> list[str]:
+        """What is in a bucket."""
+        pages = self.storage(*self.keys()).get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [each["Key"] for page in pages for each in page.get("Contents", [])]
+
+    def written(self) -> list[Path]:
+        """Files that services have written: logs, and volumes but the storage's own."""
+        own = [path for path in (self.home / "volumes").iterdir() if path.name != "objects"]
+        files = [each for folder in own for each in folder.rglob("*") if each.is_file()]
+        return [*files, *self.home.glob("*.log")]
+
+    def _container(
+        self, name: str, service: str, host: Host, over: Mapping[str, Any] | None = None
+    ) -> Container:
+        what = _merged(self._compose["services"][service], over or {})
+        ours = what["image"] == self._ours
+        return Container(
+            name,
+            what,
+            host,
+            self.home,
+            self._image if ours else self._programs,
+            image_environment() if ours else {},
+            self._files,
+            self._names,
+        )
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        named = {**self._compose["secrets"], **self._compose["configs"]}
+        return {name: (DOCKER / each["file"]).resolve() for name, each in named.items()}
+
+    def _host_of(self, service: str) -> Host:
+        return self.hosts.get(service) or self._add_host(service)
+
+    def _add_host(self, name: str) -> Host:
+        service = self._compose["services"].get(name, self._compose["services"]["worker"])
+        networks = [self._networks[each] for each in service.get("networks", [])]
+        self.hosts[name] = host = Host(name, networks)
+        return host
+
+    def _read(self, value: Any) -> Any:
+        """A part of the file with its variables in place."""
+        if isinstance(value, dict):
+            return {key: self._read(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._read(each) for each in value]
+        return usual(value, **self._given).replace("$$", "$") if isinstance(value, str) else value
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return {**base, **{key: _merged(base.get(key), each) for key, each in over.items()}}
+
+
+def _add_tenant(credentials: Path) -> None:
+    """Another user of the storage, who has no part in `default`'s buckets."""
+    lines = ["[tenant]", f"aws_access_key_id = {secrets.token_hex(10)}"]
+    lines += [f"aws_secret_access_key = {secrets.token_hex(32)}", ""]
+    credentials.chmod(0o644)
+    credentials.write_text(credentials.read_text() + "\n".join(lines))
+
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _text(done: "subprocess.CompletedProcess[bytes]") -> str:
+    return (done.stdout + done.stderr).decode(errors="replace")

@@ -1,120 +1,107 @@
-"""Studies submitted to a cluster of real hosts, which loses a worker and then its head.
+"""Studies submitted to the cluster of docker/compose.yaml, each service on a host of its own.
 
 `make test-cluster` runs it.
 """
 
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
-from ablation.attempts import Attempt
-from ablation.cells import Outcome
-from ablation.ledger import Ledger
-from ablation.plan import plan
-from ablation.protocol import Place
-from ablation.study import load_study
-from ablation.toy import TRAINER
-from cluster.hosts import Network, missing
 from cluster.lab import Lab
+from deployed import ROOT
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(not os.environ.get("TEST_CLUSTER"), reason="make test-cluster runs it"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-STUDY = """\
-name: toys
-trainer: toy
-preset: toy
-set: {steps: 200, sleep_s: 0.2}
-seeds: [0]
-evaluate: [score]
-metric: score/accuracy
-baseline: slow
-rows:
-  slow: {rate: 0.1}
-  fast: {rate: 0.3}
+BOTH_WITHIN_S = 900.0
+BEGUN_WITHIN_S = 600.0
+DONE_WITHIN_S = 5400.0
+LOST_WITHIN_S = 300.0
+
+RUNS = """
+import json, sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient("http://mlflow:5000")
+experiment = client.get_experiment_by_name(sys.argv[1])
+runs = client.search_runs([experiment.experiment_id])
+print(json.dumps([run.data.tags for run in runs]))
 """
-OTHER = STUDY.replace("name: toys", "name: more").replace("fast", "swift")
+ATTEMPTS = """
+import json, sys
+from pathlib import Path
+from ablation.include import include
+from ablation.profile import load_profile
+from ablation.request import ledger_of, planned
+profile = load_profile(Path("/etc/ablation/lab.yaml"), environment={}, flags={})
+ledger = ledger_of(profile)
+((plan, _),) = planned(include(Path(sys.argv[1])), profile, before=ledger)
+tries = ledger.tries(plan.stages)
+print(json.dumps([[attempt.ended for attempt in each] for each in tries.values()]))
+"""
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    if why := missing():
-        pytest.fail(f"There can be no hosts here: {why}.")
-    home = Path(tempfile.mkdtemp(prefix="ablation-lab-", dir="/var/tmp"))
-    with Network(home, Lab.environment()) as network:
-        lab = Lab(network)
-        (home / "toys.yaml").write_text(STUDY)
-        (home / "more.yaml").write_text(OTHER)
-        lab.start_head()
-        lab.start_worker("one")
-        lab.start_worker("two")
-        try:
-            yield lab
-        finally:
-            print(lab.logs())
-    shutil.rmtree(home)
+def told(lab: Lab, script: str, *arguments: str) -> list:
+    code, out, err = lab.client("python", "-c", script, *arguments)
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
 
 
-def stages(study: Path) -> list[str]:
-    return list(plan(load_study(study), TRAINER, Place()).stages)
+def each_once(lab: Lab, study: str, cells: int) -> None:
+    """Each stage was finished once, and MLflow has one run of each cell."""
+    assert {each.count("finished") for each in told(lab, ATTEMPTS, f"{study}.yaml")} == {1}
+    tags = [each["ablation.cell"] for each in told(lab, RUNS, study) if "ablation.cell" in each]
+    assert len(tags) == len({*tags}) == cells
 
 
-def outcomes(storage: Path, study: Path) -> dict[str, Outcome | None]:
-    return {digest: Ledger.open(storage).outcome(digest) for digest in stages(study)}
+def on_this_machine(study: str, folder: Path) -> str:
+    """The study's table, trained without any cluster."""
+    command = [sys.executable, "-m", "ablation"]
+    named = [str(ROOT / "studies" / f"{study}.yaml"), "--storage", str(folder / "ledger")]
+    subprocess.run([*command, "run", *named, "--inline"], check=True, capture_output=True)
+    shown = [*command, "table", *named, "--format", "csv"]
+    return subprocess.run(shown, check=True, capture_output=True, text=True).stdout
 
 
-def tried(storage: Path, study: Path) -> dict[str, tuple[Attempt, ...]]:
-    return Ledger.open(storage).tries(stages(study))
-
-
-def test_doctor__finds_all_well(lab):
-    code, out, err = lab.ablation("doctor", "--trainer", "toy")
+@pytest.mark.parametrize("where", ["the head", "a client"])
+def test_doctor__finds_all_well(lab, where):
+    if where == "the head":
+        done = lab.containers["head"].exec("ablation", "doctor", "--trainer", "toy")
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        code, out, err = lab.ablation("doctor", "--trainer", "toy")
     assert code == 0, out + err + lab.logs()
-    assert sum(line.startswith("ok   on the head, node ") for line in out.splitlines()) == 3
+    assert "MEND" not in out
+    assert sum(" node " in line for line in out.splitlines()) >= 3
 
 
-@pytest.mark.parametrize("token", ["", "ff" * 32])
-def test_token__none_or_a_wrong_one_is_let_nowhere(lab, token):
-    for command in (["queue"], ["submit", "toys.yaml"], ["run", "toys.yaml"], ["logs", "toys"]):
-        code, out, err = lab.ablation(*command, RAY_AUTH_TOKEN=token)
-        assert code == 2, (command, out, err)
-        assert out == ""
-        assert "Traceback" not in err
-    assert not (lab.network.home / "results" / "stages").exists()
-
-
-def test_submit__comes_to_its_end_without_a_worker_and_without_its_head(lab):
-    """Two studies at once, which share their cells; a worker is lost, then the head."""
-    home = lab.network.home
+def test_submit__two_studies_share_their_cells(lab):
     for study in ("toys", "more"):
         code, out, err = lab.ablation("submit", f"{study}.yaml")
         assert code == 0, out + err + lab.logs()
-    lab.client.start("ablation", "keep", "--on", str(lab.profile), log="keep.log", **lab.secrets)
-    lab.wait_until("is committed", "why", "toys.yaml", "slow")
-    lab.workers["two"].lose()
-    lab.start_worker("three")
-    lab.wait_until("lost", "why", "toys.yaml", "slow", or_in=("why", "toys.yaml", "fast"))
-    lab.head.lose()
-    lab.start_head()
-    lab.wait_until("complete", "queue", times=2, within_s=600)
-    inline = home / "inline"
-    code, *_ = lab.ablation("run", "toys.yaml", "--inline", "--storage", str(inline))
-    assert code == 0
-    assert outcomes(home / "results", home / "toys.yaml") == outcomes(inline, home / "toys.yaml")
+    lab.wait_until("complete", "queue", times=2, within_s=BOTH_WITHIN_S)
     for study in ("toys", "more"):
-        for tries in tried(home / "results", home / f"{study}.yaml").values():
-            assert [attempt.ended for attempt in tries].count("finished") == 1
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-    for study in ("toys", "more"):
-        experiment = client.get_experiment_by_name(study)
-        runs = client.search_runs([experiment.experiment_id])
-        assert sum("ablation.cell" in run.data.tags for run in runs) == 2
+        each_once(lab, study, 2)
+
+
+def test_submit__a_study_outlives_its_workers_and_its_head(lab, tmp_path):
+    """One worker is cut off, another joins, the head is killed; nobody looks after it."""
+    code, out, err = lab.ablation("submit", "quickstart.yaml")
+    assert code == 0, out + err + lab.logs()
+    lab.wait_until("step", "status", "quickstart.yaml", within_s=BEGUN_WITHIN_S)
+    lab.host("two").cut()
+    lab.add_worker("three")
+    lab.wait_until("lost", "why", "quickstart.yaml", "MAE, seed 0", within_s=LOST_WITHIN_S)
+    lab.containers["head"].crash()
+    lab.wait_until("quickstart", "queue", within_s=LOST_WITHIN_S)
+    lab.wait_until("complete", "queue", times=3, within_s=DONE_WITHIN_S)
+    assert "recover" in lab.ablation("why", "quickstart.yaml", "MAE, seed 0")[1]
+    each_once(lab, "quickstart", 6)
+    code, table, err = lab.ablation("table", "quickstart.yaml", "--format", "csv")
+    assert code == 0, err
+    assert table == on_this_machine("quickstart", tmp_path)
