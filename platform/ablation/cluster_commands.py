@@ -24,7 +24,7 @@ from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
 from ablation.provenance import now_ms
 from ablation.request import InputError, glimpse, ledger_of, planned, profile_of
-from ablation.stops import stop_cells, stopped_heads, stopped_titles, want_all
+from ablation.stops import stop_cells, want_all
 from ablation.study import AbsentError
 from ablation.submission import Submission, find_submissions
 from ablation.submitted import text_of
@@ -109,18 +109,8 @@ def _stop_cell(options: argparse.Namespace, profile: Profile) -> int:
     if standings and all(cell.ended(standings) for cell in cells):
         raise InputError(f"{' and '.join(titles)} of {study} ended before.")
     stop_cells(ledger, study, titles)
-    marked = stopped_titles(ledger, study)
-    heads = stopped_heads(asked.cells, marked)
-    for cell in cells:
-        if cell.stages[0].digest in heads:
-            print(plain(f"{cell.title} of {study} saves and ends: {GO_ON}."))
-            continue
-        sharing = [
-            other.title
-            for other in asked.cells
-            if other.stages[0].digest == cell.stages[0].digest and other.title not in marked
-        ]
-        print(plain(f"{cell.title} is trained with {' and '.join(sharing)}: stop that, too."))
+    for title in titles:
+        print(plain(f"{title} of {study} saves and ends where it is at work; {GO_ON}."))
     return 0
 
 

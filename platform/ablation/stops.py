@@ -1,8 +1,8 @@
 """Cells of a study that a person has stopped: a mark beside the study, which its drivers heed.
 
-Cells are marked, not stages: another cell, or another study, that wants the same stage goes on with
-it. Whoever runs or submits the study anew takes the mark away; a driver that is begun again leaves
-it there.
+A study's cells are marked, not stages: another study that wants the same stage goes on with it.
+Whoever runs or submits the study anew takes the marks away; a driver that is begun again leaves
+them there.
 """
 
 import json
@@ -63,13 +63,10 @@ def _warn_once(text: str) -> None:
     _log.warning("%s", text)
 
 
-def stopped_heads(cells: Iterable[Cell], titles: Collection[str]) -> frozenset[str]:
-    """Digests of the first stages of which all of a study's cells are among `titles`."""
-    heads: dict[str, bool] = {}
-    for cell in cells:
-        head = cell.stages[0].digest
-        heads[head] = heads.get(head, True) and cell.title in titles
-    return frozenset(head for head, stopped in heads.items() if stopped)
+def stopped_heads(plan: Plan, ledger: Ledger) -> frozenset[str]:
+    """Digests of the first stages of a study's cells that are marked: no two have the same."""
+    titles = stopped_titles(ledger, plan.study.name)
+    return frozenset(cell.stages[0].digest for cell in plan.cells if cell.title in titles)
 
 
 def as_stopped(
@@ -90,8 +87,7 @@ def as_stopped(
 
 def standings_of(plan: Plan, ledger: Ledger) -> dict[str, Standing]:
     """How a study's stages stand, those of its stopped cells among them."""
-    heads = stopped_heads(plan.cells, stopped_titles(ledger, plan.study.name))
-    return as_stopped(ledger.standings(plan.stages), plan.cells, heads)
+    return as_stopped(ledger.standings(plan.stages), plan.cells, stopped_heads(plan, ledger))
 
 
 @contextmanager
@@ -102,15 +98,14 @@ def heeding(
 
     What was stopped once stays so there: whoever wants it again has a driver of their own.
     """
-    study, over = plan.study.name, threading.Event()
-    heads = stopped_heads(plan.cells, stopped_titles(ledger, study))
+    heads, over = stopped_heads(plan, ledger), threading.Event()
     hasty = ledger.patient(0.0, _log.info)
 
     def look() -> None:
         nonlocal heads
         while not over.wait(every_s):
             with suppress(StorageError):
-                heads |= stopped_heads(plan.cells, stopped_titles(hasty, study))
+                heads |= stopped_heads(plan, hasty)
 
     thread = threading.Thread(target=look, name="stops", daemon=True)
     thread.start()

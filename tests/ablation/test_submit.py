@@ -14,6 +14,7 @@ from ablation.profile import Profile, load_profile
 from ablation.storage import Storage
 from ablation.submission import find_submissions, write_submission
 from ablation.submit import bring, dashboard_of, follow, keep, packed, stop
+from ablation.supervise import AGAIN
 from ablation.yamlfile import Document
 
 PROFILE = Profile(
@@ -131,6 +132,7 @@ def test_bring__gives_it_a_driver_once(storage):
     assert command == "python -m ablation run 0.yaml --supervise --on profile.yaml"
     assert files == sent.files
     assert cluster.environments[0]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
+    assert cluster.environments[0][AGAIN] == "1", "submitting has taken the marks of stops away"
     assert find_submissions(storage) == [sent]
 
 
