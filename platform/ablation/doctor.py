@@ -208,6 +208,9 @@ def _node(
             f"it has {_listed(unlike)}, and this machine {_listed({n: mine[n] for n in unlike})}"
         )
         yield say(found=found, remedy=_LOCK)
+    if profile.image not in (None, answer.image):
+        found = f"it runs {answer.image or 'no image that says its name'}, and not {profile.image}"
+        yield say(found=found, remedy="Start it from that image, or correct `image`.")
     for name, top in answer.data.items():
         at = profile.data[name]
         if top is None:

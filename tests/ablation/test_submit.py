@@ -22,6 +22,7 @@ PROFILE = Profile(
     storage="s3://lab/x?region=eu-1",
     tracking="https://mlflow.lab",
     data={"cifar10": "/data/cifar10"},
+    image="lab/ablation:0.1.0",
     workers=(1, 4),
     grace_s=25.0,
 )
