@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from ablation.cells import Finished
 from ablation.cli import main
@@ -81,6 +82,12 @@ def test_stop__of_a_cell_at_work_leaves_the_others_to_their_ends(lab, capsys):
     out, err = running.communicate(timeout=300)
     assert running.returncode == 1, err
     assert "lost" not in err
+    assert "does not answer" not in err
+    client = MlflowClient(f"sqlite:///{lab / 'results' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("toys")
+    runs = client.search_runs([experiment.experiment_id])
+    states = {run.info.run_name: run.info.status for run in runs}
+    assert (states[SLOW], states["fast, seed 0"]) == ("KILLED", "FINISHED")
     assert f"{SLOW}: train stopped at " in out
     assert GO_ON in out
 

@@ -217,7 +217,7 @@ def _run(cells, folder, layout, observe=lambda event: None, **more):
 def test_doctor__of_a_place_where_all_is_well_but_the_data(tmp_path):
     """It leaves the storage as it was."""
     data = {"here": str(tmp_path), "gone": str(tmp_path / "gone")}
-    place = Profile(storage=str(tmp_path / "results"), data=data, gpus_per_worker=0)
+    place = Profile(storage=str(tmp_path / "results"), data=data, gpus_per_worker=0, concurrency=6)
     findings = [*diagnose(place, trainer="toy")]
     assert [(finding.part.split()[0], bool(finding.remedy)) for finding in findings] == [
         ("this", False),
@@ -226,5 +226,8 @@ def test_doctor__of_a_place_where_all_is_well_but_the_data(tmp_path):
         ("cluster", False),
         ("node", True),
     ]
+    assert findings[3].found.endswith(
+        "room for 2 cell(s) at a time of 1 worker(s); concurrency is 6"
+    )
     assert findings[-1].found == f"gone is not at {tmp_path / 'gone'}"
     assert not [*(tmp_path / "results").iterdir()]
