@@ -4,15 +4,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from ablation.backlog import progress
 from ablation.cells import Finished
 from ablation.cli import main
+from ablation.include import include
 from ablation.ledger import Ledger
 from ablation.profile import Profile
+from ablation.request import planned
 from ablation.stops import stop_cells, stopped_titles
 from ablation.submission import write_submission
 from ablation.submit import packed
@@ -120,7 +124,8 @@ def test_run__goes_on_with_what_was_stopped_where_a_person_asks(lab, capsys, mon
     assert sum(isinstance(ledger.outcome(d.name), Finished) for d in stages(lab)) == 4
     assert stopped_titles(ledger, "toys") == frozenset()
     assert "stopped" not in said(capsys, "status", "toys.yaml")
-    assert "slow, seed 0 of toys ended before." in said(capsys, "stop", "toys", "slow", code=2)
+    words = "slow of toys must not have ended to be stopped, and has."
+    assert words in said(capsys, "stop", "toys", "slow", code=2)
 
 
 def stages(lab: Path) -> list[Path]:
@@ -239,6 +244,19 @@ def test_queue__is_in_the_order_of_turns(lab, capsys, cluster):
     assert heads[0].startswith(f"1. {later.id}: lost, priority 5, submitted by ")
     assert heads[1].startswith(f"2. {first}: lost, priority 3, submitted by ")
     assert heads[0].endswith(" ago")
+
+
+@pytest.mark.parametrize(("left_s", "words"), [(3600.0, " (to 2"), (1e12, " left")])
+def test_queue__says_when_a_study_ends(lab, capsys, cluster, monkeypatch, left_s, words):
+    """Not, of what the storage says, beyond all calendars."""
+    submitted(lab)
+    known = progress(planned(include(lab / "toys.yaml"), Profile())[0][0], Ledger.open("results"))
+    monkeypatch.setattr(
+        "ablation.cluster_commands.progress", lambda *_: replace(known, left_s=left_s)
+    )
+    line = said(capsys, "queue").splitlines()[1]
+    assert words in line
+    assert ("UTC" in line) == (left_s == 3600.0)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "local"])

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from ablation.address import public
@@ -34,6 +34,8 @@ from ablation.yamlfile import parse
 __all__ = ["keep", "logs", "queue", "stop", "submit"]
 
 _KEEP_EVERY_S = 30.0
+_LONGEST_S = 100 * 365 * 24 * 3600.0
+"""Whoever writes the storage may have a study end after all calendars."""
 _ENDS = {0: "complete", 1: "ended, some cell failed or was stopped", 2: "refused", 130: "stopped"}
 
 
@@ -105,9 +107,9 @@ def _stop_cell(options: argparse.Namespace, profile: Profile) -> int:
     ledger = ledger_of(profile)
     asked, standings = _asked(options.name, profile)
     study, cells = asked.study.name, asked.called(options.cell)
-    titles = [cell.title for cell in cells]
-    if standings and all(cell.ended(standings) for cell in cells):
-        raise InputError(f"{' and '.join(titles)} of {study} ended before.")
+    titles = [cell.title for cell in cells if not (standings and cell.ended(standings))]
+    if not titles:
+        raise InputError(f"{options.cell} of {study} must not have ended to be stopped, and has.")
     stop_cells(ledger, study, titles)
     for title in titles:
         print(plain(f"{title} of {study} saves and ends where it is at work; {GO_ON}."))
@@ -181,9 +183,9 @@ def _progress(text: str, profile: Profile, ledger: Ledger) -> str:
     except StudyError as error:
         return f"cannot be read. {error.problems[0]}"
     found = progress(asked, ledger)
-    if not found.left_s:
+    if not 0 < (found.left_s or 0) < _LONGEST_S:
         return str(found)
-    end = datetime.fromtimestamp(now_ms() / 1000 + found.left_s, UTC)
+    end = datetime.fromtimestamp(now_ms() / 1000, UTC) + timedelta(seconds=found.left_s or 0)
     return f"{found} (to {end:%Y-%m-%d %H:%M} UTC)"
 
 
