@@ -57,6 +57,15 @@ def test_image__is_not_roots():
     assert DOCKERFILE.index("USER 1000") > DOCKERFILE.index("COPY --from=build")
 
 
+def test_image__says_what_it_was_built_as():
+    """By the name that compose.yaml gives it; the profile's `image` is compared with that."""
+    (name,) = re.findall(r"^ARG NAME=(\S+)", DOCKERFILE, re.M)
+    assert "ENV ABLATION_BUILT_AS=${NAME}" in DOCKERFILE
+    (compose,) = documents(DOCKER / "compose.yaml")
+    assert compose["services"]["head"]["build"]["args"]["NAME"] == f"${{ABLATION_BUILT_AS:-{name}}}"
+    assert compose["services"]["worker"]["image"] == f"${{ABLATION_BUILT_AS:-{name}}}"
+
+
 def test_image__installs_by_hash_and_not_editable():
     assert "--require-hashes" in DOCKERFILE
     assert "--editable" not in DOCKERFILE

@@ -74,10 +74,11 @@ def _add_cluster(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("keep", "see for ever that what was submitted goes on")
     for name, about in (
         ("logs", "print what the driver of a submission has said"),
-        ("stop", "have a submission save and end"),
+        ("stop", "have a submission, or a cell of a study, save and end"),
     ):
         sub = add(name, about)
         sub.add_argument("name", metavar="NAME", help="a study's, or what `submit` printed")
+        sub.add_argument("cell", nargs="?", metavar="CELL", help="a row, or `row, seed N`")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from statistics import mean
 
 from ablation.attempts import Attempt
-from ablation.cells import Begun, Cell, Failed, Finished, Standing
+from ablation.cells import Begun, Cell, Failed, Finished, Standing, Stopped
+from ablation.lease import BEAT_S
 from ablation.ledger import Ledger
 from ablation.plan import Plan
+from ablation.stops import standings_of
 from ablation.why import span, took_s, work_lost
 
 __all__ = ["Progress", "progress"]
@@ -20,34 +22,46 @@ class Progress:
     cells: int
     done: int
     failed: int
+    stopped: int
     running: int
+    worked_s: float
+    """Spent in attempts; of those at work what their beats tell."""
     trained_s: float
-    """Spent in attempts, the one at work left out."""
+    """Of that in training."""
     recoveries: int
     """Attempts that went on after an interruption."""
     left_s: float | None
-    """Until the end, if as many cells run as now; None where nothing tells."""
+    """Until the end, if as many cells run as now; None where nothing tells yet."""
 
     def __str__(self) -> str:
-        waiting = self.cells - self.done - self.failed - self.running
+        waiting = self.cells - self.done - self.failed - self.stopped - self.running
         parts = [f"{self.done} of {self.cells} cells done", f"{self.running} running"]
         parts += [f"{waiting} waiting"] if waiting else []
         parts += [f"{self.failed} failed"] if self.failed else []
-        parts += [f"{span(self.trained_s)} of work"] if self.trained_s else []
+        parts += [f"{self.stopped} stopped"] if self.stopped else []
+        if self.worked_s:
+            parts.append(f"{span(self.worked_s)} of work ({span(self.trained_s)} of training)")
         if self.recoveries:
             parts.append(f"{self.recoveries} recover{'ies' if self.recoveries > 1 else 'y'}")
-        if self.left_s:
+        if self.left_s is None:
+            parts.append("no telling yet when it ends")
+        elif self.left_s:
             parts.append(f"about {span(self.left_s)} left")
         return ", ".join(parts)
 
 
 def progress(plan: Plan, ledger: Ledger) -> Progress:
     """How far a study is, by the ledger alone."""
-    standings, tries = ledger.standings(plan.stages), ledger.tries(plan.stages)
-    working = {
-        digest
+    standings, tries = standings_of(plan, ledger), ledger.tries(plan.stages)
+    beats = {
+        digest: ledger.stage(digest).beats()
         for digest, standing in standings.items()
-        if not isinstance(standing, Finished | Failed) and ledger.stage(digest).beats()
+        if not isinstance(standing, Finished | Failed)
+    }
+    working = {digest for digest, counts in beats.items() if counts}
+    worked_s = {
+        digest: sum(map(took_s, each)) + BEAT_S * sum(beats.get(digest, {}).values())
+        for digest, each in tries.items()
     }
     states = [_state(cell, standings, working) for cell in plan.cells]
     lost = work_lost(tries)
@@ -57,8 +71,10 @@ def progress(plan: Plan, ledger: Ledger) -> Progress:
         cells=len(states),
         done=states.count("done"),
         failed=states.count("failed"),
+        stopped=states.count("stopped"),
         running=running,
-        trained_s=sum(took_s(attempt) for each in tries.values() for attempt in each),
+        worked_s=sum(worked_s.values()),
+        trained_s=sum(worked_s[d] for d, stage in plan.stages.items() if stage.kind == "train"),
         recoveries=lost.interruptions - unended,
         left_s=_left_s(plan, standings, tries, running),
     )
@@ -68,7 +84,8 @@ def _state(cell: Cell, standings: Mapping[str, Standing], working: set[str]) -> 
     if cell.finished(standings):
         return "done"
     if cell.ended(standings):
-        return "failed"
+        stopped = any(isinstance(standings[stage.digest], Stopped) for stage in cell)
+        return "stopped" if stopped else "failed"
     return "running" if any(stage.digest in working for stage in cell) else "waiting"
 
 
@@ -87,7 +104,7 @@ def _left_s(
     left_s = 0.0
     for stage in {stage.digest: stage for cell in unended for stage in cell}.values():
         match standings[stage.digest]:
-            case Finished() | Failed():
+            case Finished() | Failed() | Stopped():
                 continue
             case Begun(step, total):
                 share = 1 - step / max(1, total)

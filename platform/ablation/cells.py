@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from ablation.protocol import Kind
 
 __all__ = [
+    "GO_ON",
     "Begun",
     "Cell",
     "Failed",
@@ -19,8 +20,13 @@ __all__ = [
     "Outcome",
     "PlannedStage",
     "Standing",
+    "Stopped",
     "Waiting",
 ]
+
+
+GO_ON = "it goes on when the study is run or submitted again"
+"""What becomes of a cell that was stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +71,9 @@ class Cell:
         return all(isinstance(standings[stage.digest], Finished) for stage in self)
 
     def ended(self, standings: "Mapping[str, Standing]") -> bool:
-        """Whether nothing more can come of it: a stage failed, or all finished."""
-        failed = any(isinstance(standings[stage.digest], Failed) for stage in self)
-        return failed or self.finished(standings)
+        """Whether nothing more is to come of it: a stage failed or was stopped, or all finished."""
+        over = any(isinstance(standings[stage.digest], Failed | Stopped) for stage in self)
+        return over or self.finished(standings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,5 +104,24 @@ class Waiting:
     """A stage of which nothing is committed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A stage of a cell that a person has stopped, with work committed through `step` of `total`.
+
+    No stage folder says so: it is the cell of one study that was stopped.
+    """
+
+    step: int = 0
+    total: int = 0
+
+    def __str__(self) -> str:
+        return f"stopped at {100 * self.step // max(self.total, 1)} %"
+
+    @property
+    def words(self) -> str:
+        """How it stands, and how it goes on."""
+        return f"{self}; {GO_ON}"
+
+
 Outcome: TypeAlias = Finished | Failed
-Standing: TypeAlias = Finished | Failed | Begun | Waiting
+Standing: TypeAlias = Finished | Failed | Begun | Waiting | Stopped

@@ -1,8 +1,8 @@
 """The command line: results to stdout, progress to stderr, and an exit code that says how it went.
 
-0 complete, 1 some cell failed, 2 the input was wrong, 75 a cell, the cluster or the storage was
-lost, 130 interrupted. No flag changes the science: that is in the study. Ray and MLflow are
-imported only by the commands that use them.
+0 complete, 1 some cell failed or was stopped, 2 the input was wrong, 75 a cell, the cluster or the
+storage was lost, 130 interrupted. No flag changes the science: that is in the study. Ray and MLflow
+are imported only by the commands that use them.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 
+from ablation import cluster_commands as cluster
 from ablation import place_commands as place
 from ablation.address import public
 from ablation.arguments import make_parser
@@ -33,9 +34,10 @@ from ablation.plan import Plan
 from ablation.problems import StudyError, nearest
 from ablation.profile import Profile
 from ablation.request import InputError, glimpse, ledger_of, planned, planned_one, profile_of
+from ablation.stops import standings_of, want_all
 from ablation.storage import LostStorageError, StorageError
 from ablation.submitted import check_names, data_of, text_of
-from ablation.supervise import run_name, supervise
+from ablation.supervise import AGAIN, run_name, supervise
 from ablation.trainers import TrainerError
 
 if TYPE_CHECKING:
@@ -137,14 +139,19 @@ def _supervise(arguments: Sequence[str]) -> int:
     return supervise([sys.executable, "-P", "-m", "ablation.supervised", *rest], _say)
 
 
-def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:
-    """A run for each study, one after the other; all are checked before the first begins."""
+def _runs(options: argparse.Namespace, profile: Profile, *, anew: bool = False) -> Iterator["Run"]:
+    """A run for each study, one after the other; all are checked before the first begins.
+
+    What was stopped of them is wanted again where they are run `anew`.
+    """
     from ablation.running import Run
 
     plans, ledger = planned(include(options.study), profile), ledger_of(profile)
     inline = getattr(options, "inline", False)
     check_names(ledger, [asked.study for asked, _ in plans])
     name = run_name(inline=inline)
+    for asked, _ in plans if anew else ():
+        want_all(ledger, asked.study.name)
     for asked, trainer in plans:
         if len(plans) > 1:
             _say(f"{asked.study.name}:")
@@ -160,7 +167,8 @@ def _runs(options: argparse.Namespace, profile: Profile) -> Iterator["Run"]:
 
 
 def _finish(options: argparse.Namespace, profile: Profile) -> int:
-    return max([_finish_one(run) for run in _runs(options, profile)])
+    anew = AGAIN not in os.environ
+    return max([_finish_one(run) for run in _runs(options, profile, anew=anew)])
 
 
 def _finish_one(run: "Run") -> int:
@@ -199,7 +207,7 @@ def _stands(options: argparse.Namespace) -> list[tuple[Plan, dict[str, Standing]
     profile = profile_of(options)
     ledger = ledger_of(profile)
     plans = planned(include(options.study), profile, before=ledger)
-    return [(asked, ledger.standings(asked.stages), ledger) for asked, _ in plans]
+    return [(asked, standings_of(asked, ledger), ledger) for asked, _ in plans]
 
 
 def _why(options: argparse.Namespace) -> int:
@@ -209,8 +217,7 @@ def _why(options: argparse.Namespace) -> int:
     ledger = ledger_of(profile)
     asked, _ = planned_one(options.study, profile, before=ledger)
     found = asked.called(options.cell)
-    standings = ledger.standings(asked.stages)
-    tries = ledger.tries(asked.stages)
+    standings, tries = standings_of(asked, ledger), ledger.tries(asked.stages)
     for cell in found:
         print(plain("\n".join(story(cell, asked.cells, standings, tries))))
     return 0
@@ -281,11 +288,11 @@ _COMMANDS = {
     "verify-resume": _verify_resume,
     "sync": _sync,
     "doctor": place.doctor,
-    "submit": place.submit,
-    "queue": place.queue,
-    "keep": place.keep,
-    "logs": place.logs,
-    "stop": place.stop,
+    "submit": cluster.submit,
+    "queue": cluster.queue,
+    "keep": cluster.keep,
+    "logs": cluster.logs,
+    "stop": cluster.stop,
     "ui": place.ui,
     "schema": place.schema,
     "trainers": place.trainers,

@@ -22,6 +22,7 @@ from ablation.examined import Examination, Questions, examine, versions
 from ablation.executors.connection import connected
 from ablation.executors.jobs import Jobs
 from ablation.executors.probe import Node, ask_nodes
+from ablation.executors.room import slots
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.mlflow_server import TRACKING_ERRORS, try_out
 from ablation.profile import Profile
@@ -172,12 +173,14 @@ def _nodes(profile: Profile, questions: Questions, mine: Mapping[str, str]) -> I
     try:
         with connected(profile.layout) as layout:
             nodes = ask_nodes(examine, questions, within_s=_ANSWER_WITHIN_S)
+            room = slots(layout)
     except (PlaceError, LostPlaceError) as error:
         found, _, remedy = str(error).partition(". ")
         yield Finding(part="cluster", found=found, remedy=remedy)
         return
-    found = f"{layout.address} lets this process in, and has room for a cell"
-    yield Finding(part="cluster", found=f"{found} of {layout.least} worker(s)")
+    most = "" if layout.concurrency is None else f"; concurrency is {layout.concurrency}"
+    found = f"{layout.address} lets this process in, and has room for {room} cell(s) at a time"
+    yield Finding(part="cluster", found=f"{found} of {layout.least} worker(s){most}")
     yield from about_nodes(nodes, profile, mine)
 
 
@@ -208,6 +211,9 @@ def _node(
             f"it has {_listed(unlike)}, and this machine {_listed({n: mine[n] for n in unlike})}"
         )
         yield say(found=found, remedy=_LOCK)
+    if profile.image not in (None, answer.image):
+        found = f"it runs {answer.image or 'no image that says its name'}, and not {profile.image}"
+        yield say(found=found, remedy="Start it from that image, or correct `image`.")
     for name, top in answer.data.items():
         at = profile.data[name]
         if top is None:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ablation.notice import silence
+from ablation.provenance import built_as
 from ablation.storage import Storage, StorageError
 
 __all__ = ["Examination", "Questions", "examine", "versions"]
@@ -53,6 +54,8 @@ class Examination:
     """GPUs that the trainer can use, or why it cannot say."""
     shared_memory: int | None
     """Free bytes for loaders; None where the system has no such folder."""
+    image: str = ""
+    """What the container image was built as; empty where none says so."""
 
 
 def examine(questions: Questions) -> Examination:
@@ -64,6 +67,7 @@ def examine(questions: Questions) -> Examination:
         notice=silence(questions.notice) if questions.notice else "",
         devices=_devices(questions.trainer),
         shared_memory=shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else None,
+        image=built_as(),
     )
 
 

@@ -8,7 +8,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.cells import (
+    GO_ON,
+    Begun,
+    Cell,
+    Failed,
+    Finished,
+    PlannedStage,
+    Standing,
+    Stopped,
+    Waiting,
+)
 from ablation.include import Included
 from ablation.plain import plain
 from ablation.plan import Plan
@@ -89,8 +99,13 @@ def status(plan: Plan, standings: Mapping[str, Standing], lost: Lost) -> Rendera
         for stage, standing in _stands(cell, standings)
         if isinstance(standing, Failed)
     ]
+    stopped = [
+        _said(f"{cell.title} was stopped: {GO_ON}.")
+        for cell in plan.cells
+        if any(isinstance(standing, Stopped) for _, standing in _stands(cell, standings))
+    ]
     work_lost = [_said(f"{lost}.")] if lost.interruptions else []
-    return Group(_said(plan.study.name, style="bold"), grid, *failures, *work_lost)
+    return Group(_said(plan.study.name, style="bold"), grid, *failures, *stopped, *work_lost)
 
 
 def _stands(cell: Cell, standings: Mapping[str, Standing]) -> list[tuple[PlannedStage, Standing]]:
@@ -107,6 +122,8 @@ def _state(standing: Standing) -> Text:
             return _said(f"{100 * step // max(total, 1)} %")
         case Waiting():
             return _said("waiting", style="dim")
+        case Stopped():
+            return _said(str(standing), style="yellow")
     assert_never(standing)
 
 

@@ -44,7 +44,8 @@ class Profile:
 
     `address` is the host and port of the cluster's head; `local` is a cluster of its own, `auto`
     the one that RAY_ADDRESS names, or that runs on this machine. `dashboard` is the http address by
-    which studies are submitted (None: port 8265 of the head).
+    which studies are submitted (None: port 8265 of the head), `image` the container image that all
+    nodes must run (None: any, or none), by the name that it was built as.
 
     `storage` is a folder or a URI, `tracking` an MLflow URI (None: a SQLite file of its own),
     `data` says where data sets and weights lie, `allow_download` whether a trainer may fetch
@@ -56,6 +57,7 @@ class Profile:
 
     address: str = "local"
     dashboard: str | None = None
+    image: str | None = None
     storage: str = "ablation-results"
     tracking: str | None = None
     data: dict[str, str] = field(default_factory=dict)

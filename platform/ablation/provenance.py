@@ -17,7 +17,7 @@ from typing import Any
 from ablation.process import this_process
 from ablation.protocol import Trainer
 
-__all__ = ["git_state", "now_ms", "provenance", "user"]
+__all__ = ["built_as", "git_state", "now_ms", "provenance", "user"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "ray", "mlflow")
 
@@ -28,7 +28,7 @@ def now_ms() -> int:
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
-    """Time, host, user, Python, package versions, and the commit of the trainer's source.
+    """Time, host, user, image, Python, package versions, the commit of the trainer's source.
 
     `host` is for people; `machine` differs after each of its starts.
     """
@@ -37,6 +37,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "host": socket.gethostname(),
         "machine": this_process().host,
         "user": user(),
+        "image": built_as(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -81,6 +82,11 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number that has no name
         return str(os.getuid())
+
+
+def built_as() -> str:
+    """The name that the container image was built as; empty where it, or no image, says none."""
+    return os.environ.get("ABLATION_BUILT_AS", "")
 
 
 def _version(package: str) -> str | None:

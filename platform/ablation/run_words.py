@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from ablation.cells import Begun, Cell, Failed, Finished, Standing
+from ablation.cells import Begun, Cell, Failed, Finished, Standing, Stopped
 from ablation.settings import flatten
 
 __all__ = ["params", "status", "tags"]
@@ -39,5 +39,7 @@ def status(stands: Sequence[Standing]) -> str:
         return "FINISHED"
     if any(isinstance(standing, Failed) for standing in stands):
         return "FAILED"
+    if any(isinstance(standing, Stopped) for standing in stands):
+        return "KILLED"
     begun = any(isinstance(standing, Begun | Finished) for standing in stands)
     return "RUNNING" if begun else "SCHEDULED"

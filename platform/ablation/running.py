@@ -31,6 +31,7 @@ from ablation.render import to_markdown
 from ablation.retries import run_of
 from ablation.spreadsheet import to_csv
 from ablation.stage_folder import StageFolder
+from ablation.stops import as_stopped, heeding, standings_of
 from ablation.storage import LostStorageError
 from ablation.submitted import keep
 from ablation.supervise import is_begun, note_begun
@@ -46,9 +47,9 @@ __all__ = ["Run"]
 
 _MIRRORED = "mirrored.txt"
 
-Execute: TypeAlias = Callable[[Sequence[Cell], Observe, Callable[[], bool]], dict[str, str]]
-"""Brings cells to their ends, or as far as they come before a stop; says why some were lost, by
-the digest of their first stage."""
+Execute: TypeAlias = Callable[..., dict[str, str]]
+"""Brings cells to their ends, or as far as they come before a stop, of all or of those with some
+first stages (`stopped`); says why some were lost, by the digest of their first stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +82,7 @@ class Run:
             with self._executor() as execute:
                 self.ledger.check_writable(empty=not is_begun())
                 note_begun()
-                lost = self._execute(todo, standings, execute)
-            standings = self._patient.standings(self.plan.stages)
+                lost, standings = self._execute(todo, standings, execute)
         else:
             self._say(f"All {len(standings)} stages are finished: nothing to train.")
             if not self._is_mirrored(standings):
@@ -100,7 +100,7 @@ class Run:
         from ablation.follow import repeat
 
         self.ledger.check()
-        standings, uri = self.ledger.standings(self.plan.stages), public(self._mlflow[0])
+        standings, uri = standings_of(self.plan, self.ledger), public(self._mlflow[0])
         table, texts = self._tables(standings)
         if trouble := repeat(self._mirror(), standings, table, texts):
             self._say(
@@ -123,8 +123,8 @@ class Run:
 
     def _execute(
         self, todo: Sequence[Cell], before: Mapping[str, Standing], execute: Execute
-    ) -> dict[str, str]:
-        """Run cells, and tell the console and the mirror of it."""
+    ) -> tuple[dict[str, str], dict[str, Standing]]:
+        """Run cells, and tell the console and the mirror; why some were lost, how all stand."""
         plan, ledger = self.plan, self._patient
         failed = (digest for digest, standing in before.items() if isinstance(standing, Failed))
         for digest, tries in ledger.tries(failed).items():
@@ -143,12 +143,23 @@ class Run:
                     display(event)
                 follower(event)
 
-            with stoppable(self.profile.grace_s, self._say) as stop_asked:
-                lost = execute(todo, observe, stop_asked)
+            with (
+                stoppable(self.profile.grace_s, self._say) as stop_asked,
+                heeding(plan, ledger) as stopped,
+            ):
+                wanted = [cell for cell in todo if cell.stages[0].digest not in stopped()]
+                lost = execute(
+                    wanted,
+                    observe=observe,
+                    stop_asked=stop_asked,
+                    stopped=stopped,
+                    terms=self._terms(),
+                )
                 if stop_asked():
                     raise KeyboardInterrupt
-        self._conclude(follower, ledger.standings(plan.stages))
-        return lost
+                standings = as_stopped(ledger.standings(plan.stages), plan.cells, stopped())
+        self._conclude(follower, standings)
+        return lost, standings
 
     def _forget_failure(self, digest: str, folder: StageFolder) -> None:
         """Have a stage tried again, unless another driver, perhaps about to end it, is at it."""
@@ -185,25 +196,22 @@ class Run:
         from ablation.executors.connection import connected
 
         with connected(self.profile.layout) as layout:
-
-            def execute(
-                cells: Sequence[Cell], observe: Observe, stop_asked: Callable[[], bool]
-            ) -> dict[str, str]:
-                return run_cluster(
-                    cells,
-                    trainer=self.trainer,
-                    ledger=self.ledger,
-                    place=self.profile.place,
-                    layout=layout,
-                    observe=observe,
-                    stop_asked=stop_asked,
-                    terms=self._terms(),
-                )
-
-            yield execute
+            yield partial(
+                run_cluster,
+                trainer=self.trainer,
+                ledger=self.ledger,
+                place=self.profile.place,
+                layout=layout,
+            )
 
     def _run_inline(
-        self, cells: Sequence[Cell], observe: Observe, stop_asked: Callable[[], bool]
+        self,
+        cells: Sequence[Cell],
+        *,
+        observe: Observe,
+        stop_asked: Callable[[], bool],
+        stopped: Callable[[], frozenset[str]],
+        terms: Terms,
     ) -> dict[str, str]:
         from ablation.executors.inline import run_inline
 
@@ -216,8 +224,9 @@ class Run:
                     place=self.profile.place,
                     observe=observe,
                     should_stop=stop_asked,
+                    stopped=stopped,
                     notice=notice,
-                    terms=self._terms(),
+                    terms=terms,
                 )
         except LostStorageError as error:  # for the cells that it kept from their ends
             return {cell.stages[0].digest: str(error) for cell in cells}

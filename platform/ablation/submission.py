@@ -70,6 +70,15 @@ class Submission:
         return [self.files[f"{number}.yaml"] for number in range(len(self.studies))]
 
     @property
+    def priority(self) -> int:
+        """That of its profile; 0 where that cannot be read."""
+        try:
+            found = loads(self.files["profile.yaml"])["priority"]
+        except (KeyError, TypeError, ValueError):
+            return 0
+        return found if isinstance(found, int) else 0
+
+    @property
     def over(self) -> bool:
         """Whether it has ended."""
         return self.code is not None

@@ -22,6 +22,7 @@ from ablation.profile import Profile
 from ablation.provenance import now_ms, user
 from ablation.storage import Storage, StorageError
 from ablation.submission import Submission, find_submissions, new_submission, write_submission
+from ablation.supervise import AGAIN
 from ablation.typed import loads
 from ablation.yamlfile import Document
 
@@ -148,6 +149,7 @@ def bring(submission: Submission, jobs: Jobs, storage: Storage) -> tuple[Submiss
             folder=Path(folder),
             environment={
                 "PYTHONUNBUFFERED": "1",
+                AGAIN: "1",
                 "RAY_JOB_STOP_WAIT_TIME_S": f"{submission.grace_s + _STOP_BESIDES_S:.0f}",
             },
         )

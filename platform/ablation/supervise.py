@@ -13,7 +13,7 @@ from types import FrameType
 
 from ablation.process import scratch_folder
 
-__all__ = ["BEGUN", "FAILED", "RUN", "is_begun", "note_begun", "run_name", "supervise"]
+__all__ = ["AGAIN", "BEGUN", "FAILED", "RUN", "is_begun", "note_begun", "run_name", "supervise"]
 
 FAILED = 3
 """What a supervised driver ends with where a cell failed: with 1 end crashes too, Ray's among them
@@ -26,6 +26,9 @@ counts."""
 BEGUN = "ABLATION_BEGUN"
 """The variable that names a file which a supervisor's first driver makes when the ledger is there:
 for the next ones a storage without it is a disk that is not mounted, and no new ledger."""
+
+AGAIN = "ABLATION_AGAIN"
+"""The variable that tells a driver that no person has begun it: what was stopped stays so."""
 
 _WRONG_INPUT = 2
 """Where a driver was lost before, the input was right, and its cluster is not back yet."""
@@ -102,6 +105,7 @@ def supervise(
             if stopped.is_set():  # since it was asked, and before there was a child to be told
                 child.terminate()
             code = child.wait()
+            environment[AGAIN] = "1"
             if code in _ENDS and not (code == _WRONG_INPUT and lost):
                 return _ENDS[code]
             if stopped.is_set():

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import assert_never
 
 from ablation.answers import Answer, answer
-from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Waiting
+from ablation.cells import Begun, Cell, Failed, Finished, PlannedStage, Standing, Stopped, Waiting
 from ablation.certificate import Certificate
 from ablation.papers import Published, Question, credits_of, unpublished
 from ablation.plan import Plan
@@ -254,6 +254,8 @@ def _read(stage: PlannedStage, key: str, standing: Standing) -> tuple[float | No
             return None, f"{stage.name} {100 * step // total if total else 0} %"
         case Waiting():
             return None, f"{stage.name} not started"
+        case Stopped():
+            return None, f"{stage.name} {standing.words}"
     assert_never(standing)
 
 

@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Executor(Protocol):
-    """Whatever brings cells to their ends; all arguments pickle."""
+    """Whatever brings cells to their ends; all arguments pickle but `observe` and `stopped`."""
 
     def __call__(
         self,
@@ -53,9 +53,13 @@ class Executor(Protocol):
         place: Place,
         observe: Observe,
         should_stop: Callable[[], bool],
+        stopped: Callable[[], frozenset[str]] = frozenset,
         terms: Terms,
     ) -> None:
-        """Bring the cells to their ends, or as far as they come before a stop."""
+        """Bring the cells to their ends, or as far as they come before a stop.
+
+        Cells whose first stages are `stopped` are left alone, the others are not.
+        """
         ...
 
 
@@ -198,6 +202,34 @@ class ExecutorContract:
         assert ledger.outcome(score.digest) == other.outcome(quiet.stages[1].digest)
         assert _metrics(ledger, train) == _metrics(other, quiet.stages[0])
 
+    def test_executor__stops_one_cell_alone(self, executor: Executor, tmp_path: Path) -> None:
+        """It commits and ends, and the others finish; the next run goes on with it."""
+        one, other = toy_cell("a", Toy(steps=30, sleep_s=0.2)), toy_cell("b", Toy())
+        (train, score), heard = one, {0}
+
+        def observe(event: Event) -> None:
+            if event.digest == train.digest:
+                heard.add(event.step)
+
+        ledger = _run(
+            executor,
+            [one, other],
+            tmp_path,
+            observe=observe,
+            stopped=lambda: frozenset({train.digest} if max(heard) > 1 else ()),
+        )
+        standing = ledger.standing(train.digest)
+        assert isinstance(standing, Begun)
+        assert standing.step == max(heard)
+        assert ledger.standing(score.digest) == Waiting()
+        assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in other)
+        (attempt,) = ledger.stage(train.digest).attempts()
+        assert attempt.ended == "interrupted"
+        _run(executor, [one], tmp_path)
+        assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in one)
+        done = work_done(tmp_path / "scratch")
+        assert (done["train 8"], done["train 30"]) == (2, 1), "no step is done twice"
+
     def test_executor__later_evaluation_trains_nothing(
         self, executor: Executor, tmp_path: Path
     ) -> None:
@@ -216,7 +248,14 @@ class ExecutorContract:
         assert work_done(tmp_path / "scratch")["train 1"] == 1
 
 
-def _run(executor: Executor, cells: Iterable[Cell], folder: Path) -> Ledger:
+def _run(
+    executor: Executor,
+    cells: Iterable[Cell],
+    folder: Path,
+    *,
+    observe: Observe = ignore,
+    stopped: Callable[[], frozenset[str]] = frozenset,
+) -> Ledger:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     ledger = new_ledger(folder / "ledger")
@@ -225,8 +264,9 @@ def _run(executor: Executor, cells: Iterable[Cell], folder: Path) -> Ledger:
         trainer=ToyTrainer(),
         ledger=ledger,
         place=Place(data={"scratch": scratch}),
-        observe=ignore,
+        observe=observe,
         should_stop=StopFile(scratch / "stop"),
+        stopped=stopped,
         terms=paced(0),
     )
     return ledger

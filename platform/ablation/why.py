@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import assert_never
 
 from ablation.attempts import Attempt
-from ablation.cells import Begun, Cell, Failed, Finished, Standing, Waiting
+from ablation.cells import GO_ON, Begun, Cell, Failed, Finished, Standing, Stopped, Waiting
 from ablation.lease import BEAT_S
 
 __all__ = ["Lost", "span", "story", "took_s", "work_lost"]
@@ -74,6 +74,8 @@ def story(
             runs.add(attempt.run)
         if isinstance(standing, Failed):
             yield f"    {standing.error}"
+    if any(isinstance(standings[stage.digest], Stopped) for stage in cell):
+        yield f"  It was stopped: {GO_ON}."
     lost = work_lost({stage.digest: tries.get(stage.digest, ()) for stage in cell})
     if lost.interruptions:
         yield f"  {lost}."
@@ -81,7 +83,7 @@ def story(
 
 def _standing(standing: Standing, attempts: int, failed: Sequence[str]) -> str:
     """How a stage stands after so many attempts, where these stages of its cell failed."""
-    if not attempts and isinstance(standing, Waiting):
+    if not attempts and isinstance(standing, Waiting | Stopped):
         return f"not begun: {failed[0]} failed" if failed else "not begun"
     count = _count(attempts, "attempt")
     match standing:
@@ -93,6 +95,8 @@ def _standing(standing: Standing, attempts: int, failed: Sequence[str]) -> str:
             return f"step {step} of {total} is committed, {count}"
         case Waiting():
             return f"nothing is committed, {count}"
+        case Stopped():
+            return f"{standing}, {count}"
     assert_never(standing)
 
 

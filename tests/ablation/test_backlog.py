@@ -1,5 +1,6 @@
 """How far a study is, by what the ledger holds of it."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from ablation.executors.inline import run_inline
 from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.protocol import Place
+from ablation.stops import stop_cells
 from ablation.testing import ToyTrainer, ignore, paced, stop_after
 
 
@@ -29,7 +31,8 @@ def test_progress__of_a_study_that_has_not_begun(toy_plan, ledger):
     found = progress(plan, ledger)
     assert (found.cells, found.done, found.running, found.failed) == (len(plan.cells), 0, 0, 0)
     assert found.left_s is None
-    assert str(found) == f"0 of {len(plan.cells)} cells done, 0 running, {len(plan.cells)} waiting"
+    words = f"0 of {len(plan.cells)} cells done, 0 running, {len(plan.cells)} waiting"
+    assert str(found) == f"{words}, no telling yet when it ends"
 
 
 def test_progress__counts_cells_as_they_come(toy_plan, ledger):
@@ -52,7 +55,11 @@ def test_progress__a_cell_runs_while_somebody_holds_a_stage_of_it(toy_plan, ledg
     stage = ledger.stage(plan.cells[1].stages[0].digest)
     held = acquire(stage.storage, stage.at("lease"), run="a", now_ms=lambda: 0, beat_s=0.1)
     assert isinstance(held, Lease)
-    assert progress(plan, ledger).running == 1
+    end = time.monotonic() + 60
+    while not (found := progress(plan, ledger)).worked_s and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found.running == 1
+    assert found.worked_s == found.trained_s > 0, "its beats count, for its attempt has no end"
     held.release()
     assert progress(plan, ledger).running == 0
 
@@ -72,17 +79,35 @@ def test_progress__knows_what_is_left_by_what_others_took(toy_plan, ledger):
 @pytest.mark.parametrize(
     ("left_s", "recoveries", "said"),
     [
-        (None, 0, "3 of 9 cells done, 2 running, 4 waiting, 2 min of work"),
-        (
-            600.0,
-            1,
-            "3 of 9 cells done, 2 running, 4 waiting, 2 min of work, 1 recovery, about 10 min left",
-        ),
-        (0.0, 2, "3 of 9 cells done, 2 running, 4 waiting, 2 min of work, 2 recoveries"),
+        (None, 0, "no telling yet when it ends"),
+        (600.0, 1, "1 recovery, about 10 min left"),
+        (0.0, 2, "2 recoveries"),
     ],
 )
 def test_progress__in_words(left_s, recoveries, said):
     found = Progress(
-        cells=9, done=3, failed=0, running=2, trained_s=120.0, recoveries=recoveries, left_s=left_s
+        cells=9,
+        done=3,
+        failed=0,
+        stopped=1,
+        running=2,
+        worked_s=120.0,
+        trained_s=100.0,
+        recoveries=recoveries,
+        left_s=left_s,
     )
-    assert str(found) == said
+    assert str(found) == (
+        "3 of 9 cells done, 2 running, 3 waiting, 1 stopped, "
+        f"2 min of work (2 min of training), {said}"
+    )
+
+
+def test_progress__leaves_out_what_is_stopped(toy_plan, ledger):
+    """A stop is no failure, and what is left of it does not count."""
+    plan = toy_plan()
+    run(plan, ledger, plan.cells[:3])
+    before = progress(plan, ledger)
+    stop_cells(ledger, "toys", [cell.title for cell in plan.cells[1:5]])
+    found = progress(plan, ledger)
+    assert (found.done, found.failed, found.stopped) == (3, 0, 2)
+    assert 0 < (found.left_s or 0) < (before.left_s or 0)

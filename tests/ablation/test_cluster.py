@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import ray
 
-from ablation.cells import Cell, Failed, Finished
+from ablation.cells import Begun, Cell, Failed, Finished
 from ablation.doctor import diagnose
 from ablation.events import Event, Observe
 from ablation.executors.cluster import run_cluster
@@ -59,6 +59,7 @@ def _executor(layout: Layout) -> Executor:
         place: Place,
         observe: Observe,
         should_stop: Callable[[], bool],
+        stopped: Callable[[], frozenset[str]] = frozenset,
         terms: Terms,
     ) -> None:
         run_cluster(
@@ -69,6 +70,7 @@ def _executor(layout: Layout) -> Executor:
             layout=replace(layout, gpus_per_worker=0),
             observe=observe,
             should_stop=should_stop,
+            stopped=stopped,
             terms=terms,
         )
 
@@ -98,6 +100,25 @@ def test_run_cluster__worker_group(tmp_path):
         assert two.outcome(stage.digest) == one.outcome(stage.digest)
     assert isinstance(two.outcome(cells[1].stages[0].digest), Failed)
     assert lost == {}
+
+
+def test_run_cluster__stops_the_group_of_one_cell_alone(tmp_path):
+    one, other = toy_cell("a", Toy(steps=60, sleep_s=0.2)), toy_cell("b", Toy())
+    digest, heard = one.stages[0].digest, {0}
+
+    def observe(event: Event) -> None:
+        if event.digest == digest:
+            heard.add(event.step)
+
+    def stopped() -> frozenset[str]:
+        return frozenset({digest} if max(heard) > 1 else ())
+
+    assert _run([one, other], tmp_path, Layout(workers=2), observe, stopped=stopped) == {}
+    ledger = Ledger.open(tmp_path)
+    assert ledger.standing(digest) == Begun(max(heard), 60)
+    (attempt,) = ledger.stage(digest).attempts()
+    assert (attempt.workers, attempt.ended) == (2, "interrupted")
+    assert all(isinstance(ledger.outcome(stage.digest), Finished) for stage in other)
 
 
 def test_run_cluster__cell_larger_than_cluster(tmp_path):
@@ -178,7 +199,7 @@ def test_run_cluster__takes_up_what_another_driver_leaves_while_it_waits(tmp_pat
     assert len(busy) == 2
 
 
-def _run(cells, folder, layout, observe=lambda event: None):
+def _run(cells, folder, layout, observe=lambda event: None, **more):
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     return run_cluster(
@@ -189,13 +210,14 @@ def _run(cells, folder, layout, observe=lambda event: None):
         layout=replace(layout, gpus_per_worker=0),
         observe=observe,
         terms=paced(0),
+        **more,
     )
 
 
 def test_doctor__of_a_place_where_all_is_well_but_the_data(tmp_path):
     """It leaves the storage as it was."""
     data = {"here": str(tmp_path), "gone": str(tmp_path / "gone")}
-    place = Profile(storage=str(tmp_path / "results"), data=data, gpus_per_worker=0)
+    place = Profile(storage=str(tmp_path / "results"), data=data, gpus_per_worker=0, concurrency=6)
     findings = [*diagnose(place, trainer="toy")]
     assert [(finding.part.split()[0], bool(finding.remedy)) for finding in findings] == [
         ("this", False),
@@ -204,5 +226,8 @@ def test_doctor__of_a_place_where_all_is_well_but_the_data(tmp_path):
         ("cluster", False),
         ("node", True),
     ]
+    assert findings[3].found.endswith(
+        "room for 2 cell(s) at a time of 1 worker(s); concurrency is 6"
+    )
     assert findings[-1].found == f"gone is not at {tmp_path / 'gone'}"
     assert not [*(tmp_path / "results").iterdir()]

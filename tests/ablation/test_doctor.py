@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.runtime_env import RuntimeEnv
 
 from ablation.doctor import about_nodes, read_findings
 from ablation.examined import Examination, Questions, examine, versions
@@ -64,6 +65,26 @@ def test_node__that_is_ill(ill, found):
     assert said(node(replace(WELL, **ill))) == [f"node 10.0.0.1: {found}"]
 
 
+def test_node__must_run_the_image_that_the_profile_names():
+    place, other = (
+        replace(PROFILE, image="lab/ablation:0.1.0"),
+        replace(WELL, image="ablation:0.0.9"),
+    )
+    assert not said(node(replace(WELL, image="lab/ablation:0.1.0")), profile=place)
+    assert not said(node(other))
+    assert said(node(other, "a"), node(WELL, "b"), profile=place) == [
+        "node a: it runs ablation:0.0.9, and not lab/ablation:0.1.0",
+        "node b: it runs no image that says its name, and not lab/ablation:0.1.0",
+    ]
+
+
+@pytest.mark.parametrize("field", ["working_dir", "worker_process_setup_hook"])
+def test_image__cannot_be_handed_to_ray_beside_what_drivers_and_workers_need(field):
+    """The study's files, and the hook by which SIGTERM is heard: else Ray could start the image."""
+    with pytest.raises(ValueError, match="'image_uri' field currently cannot be used together"):
+        RuntimeEnv(image_uri="ablation:0.1.0", **{field: "s3://lab/x.zip"})
+
+
 def test_node__whose_data_are_not_those_of_the_first():
     """The first that has any: one without them is told of by itself."""
     other = replace(WELL, data={"cifar10": ("train.parquet",)})
@@ -108,6 +129,12 @@ def test_examine__finds_what_is_there(tmp_path):
     assert found.versions["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
     assert (tmp_path / "results" / "mark").exists()
     assert [each.name for each in (tmp_path / "results").iterdir()] == ["mark"]
+
+
+def test_examine__says_which_image_it_runs_in(tmp_path, monkeypatch):
+    assert examine(questions(tmp_path)).image == ""
+    monkeypatch.setenv("ABLATION_BUILT_AS", "ablation:0.1.0")
+    assert examine(questions(tmp_path)).image == "ablation:0.1.0"
 
 
 def test_examine__knows_another_disk_by_the_mark(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
-from ablation.supervise import BEGUN, RUN
+from ablation.supervise import AGAIN, BEGUN, RUN
 
 
 def _load(path: Path | None = None, environment=None, **flags) -> Profile:
@@ -147,7 +147,7 @@ def test_profile__embedded_mlflow_lies_beside_a_local_ledger(tmp_path, monkeypat
 
 
 def test_load_profile__is_none_of_its_fields_what_names_a_run():
-    assert _load(environment={RUN: "5", BEGUN: "6"}) == Profile()
+    assert _load(environment={RUN: "5", BEGUN: "6", AGAIN: "1"}) == Profile()
 
 
 def test_load_profile__wrong_flag():

@@ -54,6 +54,7 @@ def test_provenance__says_who_where_and_with_what():
     assert {"torch", "ray", "mlflow", "numpy"} <= set(origin["packages"])
     assert origin["trainer"]["name"] == "toy"
     assert origin["user"]
+    assert origin["image"] == ""
     assert json.loads(json.dumps(origin)) == origin
 
 

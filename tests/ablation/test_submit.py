@@ -14,6 +14,7 @@ from ablation.profile import Profile, load_profile
 from ablation.storage import Storage
 from ablation.submission import find_submissions, write_submission
 from ablation.submit import bring, dashboard_of, follow, keep, packed, stop
+from ablation.supervise import AGAIN
 from ablation.yamlfile import Document
 
 PROFILE = Profile(
@@ -21,6 +22,7 @@ PROFILE = Profile(
     storage="s3://lab/x?region=eu-1",
     tracking="https://mlflow.lab",
     data={"cifar10": "/data/cifar10"},
+    image="lab/ablation:0.1.0",
     workers=(1, 4),
     grace_s=25.0,
 )
@@ -131,6 +133,7 @@ def test_bring__gives_it_a_driver_once(storage):
     assert command == "python -m ablation run 0.yaml --supervise --on profile.yaml"
     assert files == sent.files
     assert cluster.environments[0]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
+    assert cluster.environments[0][AGAIN] == "1", "submitting has taken the marks of stops away"
     assert find_submissions(storage) == [sent]
 
 

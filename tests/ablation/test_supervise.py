@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablation.retries import run_of
-from ablation.supervise import BEGUN, FAILED, RUN, run_name, supervise
+from ablation.supervise import AGAIN, BEGUN, FAILED, RUN, run_name, supervise
 
 SOON = 20.0
 PYTHON = (sys.executable, "-S", "-E", "-c")
@@ -67,6 +67,13 @@ def test_supervise__begins_again_after_longer_and_longer_pauses(lives):
     ]
     pauses = [after - before for before, after in pairwise(began(lives))]
     assert all(got >= want for got, want in zip(pauses, [0.3, 0.6, 1.0, 1.0], strict=True))
+
+
+def test_supervise__tells_a_driver_that_no_person_has_begun_it():
+    """Else it would take up what was stopped under the one before."""
+    said = f"sys.exit(75 if '{AGAIN}' not in os.environ else 1)"
+    assert supervise(driver(said, said.replace("1)", "0)")), str, pauses_s=(0.01, 0.01)) == 0
+    assert AGAIN not in os.environ
 
 
 def test_supervise__a_long_life_makes_the_pause_short_again():

@@ -29,6 +29,7 @@ from ablation.ledger import Ledger
 from ablation.process import scratch_folder, sweep
 from ablation.protocol import Place, Trainer
 from ablation.stage_folder import StageFolder
+from ablation.stops import as_stopped
 from ablation.terms import Terms
 
 __all__ = ["run_cluster"]
@@ -51,20 +52,22 @@ def run_cluster(
     observe: Observe,
     should_stop: Callable[[], bool] = never,
     stop_asked: Callable[[], bool] = never,
+    stopped: Callable[[], frozenset[str]] = frozenset,
     terms: Terms | None = None,
 ) -> dict[str, str]:
     """Run cells on the cluster that this process is connected to until each has ended or is lost.
 
     Cells that start from the same training share a trial, so that it is trained once. What is lost
     with its node, or held by another process, is run again as long as anything comes of it.
-    `should_stop` is asked in the workers, so it must pickle; `stop_asked` is asked here.
+    `should_stop` is asked in the workers, so it must pickle; `stop_asked` is asked here, and so is
+    which cells, by their first stages, are `stopped` beside the others.
 
     Returns why cells were lost (they cannot start, the storage refused), by the digest of their
     first stage; how the others ended stands in the ledger.
     """
     terms, waiting, lost = terms or Terms(), list(cells), dict[str, str]()
     ledger = ledger.patient(terms.patience_s, _log.warning)
-    with listening(observe) as events, _posting(stop_asked) as board, _watching(layout):
+    with listening(observe) as events, _posting(stop_asked, stopped) as board, _watching(layout):
         job = Job(
             trainer=trainer,
             ledger=ledger,
@@ -79,7 +82,8 @@ def run_cluster(
         while waiting and not stop_asked() and not should_stop():
             lost = _round(_groups(waiting), job, stop_asked)
             standings = ledger.standings(stage.digest for cell in waiting for stage in cell)
-            waiting = [cell for cell in waiting if not cell.ended(standings)]
+            left = as_stopped(standings, waiting, stopped())
+            waiting = [cell for cell in waiting if not cell.ended(left)]
             folders = [ledger.stage(digest) for digest in standings]
             evidence = [folder.evidence() for folder in folders]
             moves = evidence != before or _others_at_work(folders, stop_asked)
@@ -141,14 +145,16 @@ def _round(groups: Sequence[Sequence[Cell]], job: Job, over: Callable[[], bool])
 
 
 @contextmanager
-def _posting(stop_asked: Callable[[], bool]) -> Generator[Any]:
-    """A board on which a stop is posted when it is asked for here."""
+def _posting(
+    stop_asked: Callable[[], bool], stopped: Callable[[], frozenset[str]]
+) -> Generator[Any]:
+    """A board on which a stop is posted when it is asked for here, of all or of some trainings."""
     board, over = new_board(), threading.Event()
 
     def post() -> None:
         while not over.wait(_LOOK_EVERY_S):
-            if stop_asked():
-                board.stop.remote()  # again and again: a board that was lost begins anew
+            if beginnings := [""] if stop_asked() else [*stopped()]:
+                board.stop.remote(beginnings)  # again and again: a lost board begins anew
 
     thread = threading.Thread(target=post, name="posting", daemon=True)
     thread.start()

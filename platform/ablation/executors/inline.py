@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from ablation.cells import Cell
 from ablation.events import Observe
@@ -24,6 +25,7 @@ def run_inline(
     place: Place,
     observe: Observe,
     should_stop: Callable[[], bool] = never,
+    stopped: Callable[[], frozenset[str]] = frozenset,
     notice: Callable[[], str] = unnoticed,
     terms: Terms | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -31,8 +33,8 @@ def run_inline(
     """Bring every cell to its end; what came of it is in the ledger.
 
     A cell that fails does not stop the others, and one that another process is at comes last. A
-    stop leaves the rest for the next call. Returns why cells were lost, by the digest of their
-    first stage.
+    stop leaves the rest for the next call, one of the cells whose first stages are `stopped` only
+    these. Returns why cells were lost, by the digest of their first stage.
 
     Raises LostStorageError where the storage refuses for too long.
     """
@@ -43,6 +45,7 @@ def run_inline(
         for cell in waiting:
             if should_stop():
                 return lost
+            head = cell.stages[0].digest
             try:
                 results = execute_cell(
                     cell,
@@ -50,7 +53,7 @@ def run_inline(
                     ledger=ledger,
                     place=place,
                     observe=observe,
-                    should_stop=should_stop,
+                    should_stop=partial(_asked, should_stop, stopped, head),
                     notice=notice,
                     terms=terms,
                     origin=origin,
@@ -59,9 +62,15 @@ def run_inline(
             except LostStorageError:
                 raise
             except StorageError as error:  # of this cell's own folder
-                lost[cell.stages[0].digest] = str(error)
+                lost[head] = str(error)
             else:
                 if "busy" in results.values():
                     busy.append(cell)
         waiting = busy
     return lost
+
+
+def _asked(
+    should_stop: Callable[[], bool], stopped: Callable[[], frozenset[str]], head: str
+) -> bool:
+    return should_stop() or head in stopped()

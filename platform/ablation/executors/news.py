@@ -1,14 +1,14 @@
 """Word between workers and the driver, by way of actors on the head node.
 
-Events go to the driver through a queue. On a board the driver posts that all shall stop, and the
-workers of a group post what they know of their machines' end, and whose exception came first. All
-of it can be lost with the node that carries it; the ledger is the truth, so nobody minds.
+Events go to the driver through a queue. On a board the driver posts who shall stop, and the workers
+of a group post what they know of their machines' end, and whose exception came first. All of it can
+be lost with the node that carries it; the ledger is the truth, so nobody minds.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -103,17 +103,17 @@ class Board:
     """What groups of workers and the driver tell each other; runs as an actor."""
 
     def __init__(self) -> None:
-        self._stop = False
+        self._over: tuple[str, ...] = ()
         self._notices: dict[str, dict[str, str]] = {}
         self._errors: dict[str, Exception] = {}
 
-    def stop(self) -> None:
-        """Ask all groups to save and end."""
-        self._stop = True
+    def stop(self, beginnings: Iterable[str]) -> None:
+        """Ask the groups whose names begin so to save and end."""
+        self._over = tuple({*self._over, *beginnings})
 
-    def stopped(self) -> bool:
-        """Whether all groups were asked to end."""
-        return self._stop
+    def stopped(self, group: str) -> bool:
+        """Whether a group was asked to end."""
+        return group.startswith(self._over)
 
     def raised(self, group: str, error: Exception) -> None:
         """Post the exception of a worker that is not the lead."""
@@ -126,7 +126,7 @@ class Board:
         draining = ray._private.state.state.get_draining_nodes()
         told = [f"node {name[:8]} is being drained" for name in nodes if name in draining]
         told += [text for text in nodes.values() if text]
-        return Word(self._stop, "; ".join(told), self._errors.get(group))
+        return Word(self.stopped(group), "; ".join(told), self._errors.get(group))
 
     def forget(self, group: str) -> tuple[Exception | None, frozenset[str]]:
         """Drop what is known of a group that has ended; the first exception posted, its nodes."""

@@ -89,7 +89,7 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
     """Start workers until all has ended or nothing comes of it; why then, empty for no reason."""
     first, fruitless, before = cells[0].stages[0], 0, _evidence(cells, job.ledger)
     raised: Exception | None = None
-    while not _stopped(job):
+    while not _ask(job.board.stopped, first.digest):
         group, trouble = f"{first.digest}-{secrets.token_hex(4)}", None
         try:
             with scratch_folder() as scratch:
@@ -112,10 +112,6 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
             return str(trouble).strip().rpartition("\n")[2]
         time.sleep(fruitless)
     return ""
-
-
-def _stopped(job: Job) -> bool:
-    return bool(_ask(job.board.stopped))
 
 
 def _ask(question: Any, *about: str) -> Any:
