@@ -9,7 +9,7 @@ from deployed import KUBERAY, documents, pod_templates, rays, start_params
 from kuberay import RAY_CLUSTER, RAY_JOB
 
 KUBERNETES = "1.37"
-CORE = ["network-policy", "pdb", "secret.example", "service-account"]
+CORE = ["keep", "network-policy", "pdb", "secret.example", "service-account"]
 TEMPLATES = [(name, part) for name, thing in rays().items() for part in pod_templates(thing)]
 
 
@@ -78,6 +78,26 @@ def test_kuberay__budget_and_policies_select_the_pods():
     assert head["spec"]["podSelector"]["matchLabels"] == labels["head"]
     allowed = [peer.get("podSelector") for peer in head["spec"]["ingress"][0]["from"]]
     assert {"matchLabels": labels["submitter"]} in allowed
+
+
+def test_keeper__is_closed_and_reaches_the_head():
+    (keep,) = documents(KUBERAY / "keep.yaml")
+    spec = keep["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    head = pod_templates(rays()["raycluster"])["head"]["spec"]
+    assert container["securityContext"] == head["containers"][0]["securityContext"]
+    assert container["image"] == head["containers"][0]["image"]
+    for name in ("serviceAccountName", "automountServiceAccountToken", "nodeSelector"):
+        assert spec[name] == head[name]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    labels = keep["spec"]["template"]["metadata"]["labels"]
+    assert keep["spec"]["selector"]["matchLabels"] == labels
+    _, policy = documents(KUBERAY / "network-policy.yaml")
+    allowed = [peer.get("podSelector") for peer in policy["spec"]["ingress"][0]["from"]]
+    assert {"matchLabels": labels} in allowed
+    values = {each["name"]: each.get("value") for each in container["env"]}
+    name = documents(KUBERAY / "raycluster.yaml")[0]["metadata"]["name"]
+    assert values["ABLATION_DASHBOARD"] == f"http://{name}-head-svc:8265"
 
 
 def test_kuberay__names_that_refer_to_others_exist():

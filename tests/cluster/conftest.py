@@ -23,6 +23,12 @@ rows:
   slow: {rate: 0.1}
   fast: {rate: 0.3}
 """
+STUDIES = {
+    "toys": TOYS,
+    "more": TOYS.replace("fast: {rate: 0.3}", "faster: {rate: 0.5}"),
+    "markup": TOYS.replace("fast", '"<img src=x onerror=alert(1)>"'),
+    "fresh": TOYS.replace("seeds: [0]", "seeds: [1]"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +38,8 @@ def lab() -> Iterator[Lab]:
         pytest.fail(f"There can be no lab here; this machine lacks {lacks}.")
     image = os.environ.get("LAB_IMAGE")
     with Lab(Path(image) if image else None, ABLATION_NODE_CPUS="1") as lab:
-        (lab.studies / "toys.yaml").write_text(TOYS)
-        (lab.studies / "more.yaml").write_text(TOYS.replace("toys", "more").replace("fast", "new"))
+        for name, text in STUDIES.items():
+            (lab.studies / f"{name}.yaml").write_text(text.replace("toys", name))
         shutil.copy(ROOT / "studies" / "quickstart.yaml", lab.studies)
         lab.up("head", "keep")
         lab.add_worker("one")

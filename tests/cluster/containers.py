@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from cluster.network import PREFIX, Host
@@ -62,9 +63,13 @@ def host_root(folder: Path) -> Path:
 def image_environment() -> dict[str, str]:
     """What the image has in its environment."""
     text = (DOCKER / "Dockerfile").read_text().rpartition("\nFROM ")[2].replace("\\\n", " ")
+    asked = dict(re.findall(r"^ARG (\w+)=(.*)$", text, re.M))
     (line,) = re.findall(r"^ENV (.*)$", text, re.M)
     named = dict(word.split("=", 1) for word in shlex.split(line))
-    return {**named, "PATH": named["PATH"].replace("$PATH", "/usr/local/bin:/usr/bin:/bin")}
+    path = "/usr/local/bin:/usr/bin:/bin"
+    return {
+        name: Template(value).safe_substitute(asked, PATH=path) for name, value in named.items()
+    }
 
 
 def sweep() -> None:

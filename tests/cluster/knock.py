@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import sys
+from contextlib import closing
 
 import grpc
 
@@ -55,10 +56,10 @@ def _called(address: str, port: int) -> str:
 
 
 def _got(address: str, port: int) -> int:
-    asked = http.client.HTTPConnection(address, port, timeout=_ANSWER_S)
     headers = {"Host": "mlflow:5000"} if port == 5000 else {}
-    asked.request("POST" if port in (6703, 52365) else "GET", _PAGES[port], headers=headers)
-    return asked.getresponse().status
+    with closing(http.client.HTTPConnection(address, port, timeout=_ANSWER_S)) as asked:
+        asked.request("POST" if port in (6703, 52365) else "GET", _PAGES[port], headers=headers)
+        return asked.getresponse().status
 
 
 def refused(answer: str | int | None) -> bool:

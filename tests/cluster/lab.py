@@ -118,6 +118,13 @@ class Lab:
         """What `compose run client …` ends with, prints and says."""
         return self.client("ablation", *arguments, **environment)
 
+    def submit(self, study: str) -> str:
+        """Submit one of `studies`; the submission's name."""
+        code, out, err = self.ablation("submit", f"{study}.yaml")
+        if code:
+            raise RuntimeError(f"{out}{err}\n{self.logs()}")
+        return out.partition(":")[0]
+
     def client(self, *command: str, **environment: str) -> tuple[int, str, str]:
         """What another command ends with, prints and says, run where the client is."""
         program, *rest = command

@@ -5,9 +5,11 @@ import http.client
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +52,16 @@ def _within(lab: Lab, *command: str) -> str:
 @pytest.fixture(scope="module")
 def knocked(lab: Lab) -> dict[str, dict[int, Any]]:
     """Open ports and their answers by host, while a study is trained."""
-    code, out, err = lab.ablation("submit", "toys.yaml")
-    assert code == 0, out + err
-    lab.wait_until("step", "status", "toys.yaml", within_s=BEGUN_WITHIN_S)
+    toys = lab.submit("toys")
+    lab.wait_until("is committed", "why", "toys.yaml", "slow", within_s=BEGUN_WITHIN_S)
     addresses = {
         host.addresses["cluster"]: name
         for name, host in lab.hosts.items()
-        if "cluster" in host.addresses
+        if "cluster" in host.addresses and name != "client"
     }
     found = json.loads(_within(lab, sys.executable, str(KNOCK), *addresses))
-    lab.wait_until("complete", "queue", within_s=RUN_WITHIN_S)
+    for submission in (toys, lab.submit("markup")):
+        lab.wait_until(f"{submission}: complete", "queue", within_s=RUN_WITHIN_S)
     return {
         addresses[address]: {int(port): answer for port, answer in answers.items()}
         for address, answers in found.items()
@@ -97,7 +99,7 @@ def test_database__is_not_reached_from_the_nodes(lab):
 @pytest.mark.parametrize("token", ["", "ff" * 32])
 def test_token__none_or_a_wrong_one_is_let_nowhere(lab, token):
     before = {path for path in lab.objects() if "/stages/" in path}
-    for command in (["queue"], ["submit", "more.yaml"], ["run", "more.yaml"], ["logs", "toys"]):
+    for command in (["queue"], ["submit", "fresh.yaml"], ["run", "fresh.yaml"], ["logs", "toys"]):
         code, out, err = lab.ablation(*command, RAY_AUTH_TOKEN=token, RAY_AUTH_TOKEN_PATH="")
         assert code == 2, (command, out, err)
         assert "Traceback" not in err
@@ -114,12 +116,12 @@ class Mlflow:
             self.headers["Authorization"] = f"Basic {token}"
 
     def ask(self, method: str, what: str, **content: Any) -> tuple[int, str]:
-        asked = http.client.HTTPConnection(self.at, 5000, timeout=30)
         headers = {**self.headers, "Content-Type": "application/json"}
         body = json.dumps(content) if method != "GET" else None
-        asked.request(method, f"/api/2.0/mlflow/{what}", body=body, headers=headers)
-        answer = asked.getresponse()
-        return answer.status, answer.read().decode()
+        with closing(http.client.HTTPConnection(self.at, 5000, timeout=30)) as asked:
+            asked.request(method, f"/api/2.0/mlflow/{what}", body=body, headers=headers)
+            answer = asked.getresponse()
+            return answer.status, answer.read().decode()
 
 
 EXPERIMENTS = "experiments/search?max_results=100"
@@ -234,10 +236,29 @@ def test_secrets__are_in_no_log_object_database_process_or_job(knocked, lab):
             found += [path for value in hidden if value in content]
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
     found += ["a process" for value in hidden if value in listed]
-    head = http.client.HTTPConnection(lab.hosts["head"].addresses["cluster"], 8265, timeout=30)
-    token = lab.secret("ray_token").strip()
-    head.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    jobs = head.getresponse().read()
-    assert b"toys" in jobs or b"studies.yaml" in jobs or b"0.yaml" in jobs
+    at, token = lab.hosts["head"].addresses["cluster"], lab.secret("ray_token").strip()
+    with closing(http.client.HTTPConnection(at, 8265, timeout=30)) as head:
+        head.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        jobs = head.getresponse().read()
+    assert b"toys" in jobs
     found += ["a job" for value in hidden if value in jobs]
     assert found == []
+
+
+def test_page__shows_html_in_a_label_as_text(knocked, lab, studies):
+    if (browser := shutil.which("chromium")) is None:
+        pytest.skip("chromium is not installed")
+    code, text = studies.ask("GET", "experiments/get-by-name?experiment_name=markup")
+    assert code == 200, text
+    known = json.loads(text)["experiment"]["experiment_id"]
+    password = base64.b64decode(studies.headers["Authorization"].split()[1]).decode()
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"]
+    command += ["--disable-background-networking", f"--user-data-dir={lab.home / 'browser'}"]
+    command += [f"--host-resolver-rules=MAP mlflow {lab.hosts['mlflow'].addresses['cluster']}"]
+    command += ["--virtual-time-budget=60000", "--dump-dom"]
+    (lab.home / "page.log").write_text(
+        page := _within(lab, *command, f"http://{password}@mlflow:5000/#/experiments/{known}/runs")
+    )
+    assert "&lt;img src=x" in page
+    assert "<img src=x" not in page
+    assert '<img src="x"' not in page

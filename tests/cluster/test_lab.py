@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,14 @@ def each_once(lab: Lab, study: str, cells: int) -> None:
     assert len(tags) == len({*tags}) == cells
 
 
+def wait_for(ended: str, lab: Lab, within_s: float) -> None:
+    """Wait until an attempt of the quickstart has ended so."""
+    limit = time.monotonic() + within_s
+    while ended not in chain.from_iterable(told(lab, ATTEMPTS, "quickstart.yaml")):
+        assert time.monotonic() < limit, lab.logs()
+        time.sleep(5.0)
+
+
 def on_this_machine(study: str, folder: Path) -> str:
     """The study's table, trained without any cluster."""
     command = [sys.executable, "-m", "ablation"]
@@ -81,26 +91,21 @@ def test_doctor__finds_all_well(lab, where):
 
 
 def test_submit__two_studies_share_their_cells(lab):
-    for study in ("toys", "more"):
-        code, out, err = lab.ablation("submit", f"{study}.yaml")
-        assert code == 0, out + err + lab.logs()
-    lab.wait_until("complete", "queue", times=2, within_s=BOTH_WITHIN_S)
+    for submission in [lab.submit(study) for study in ("toys", "more")]:
+        lab.wait_until(f"{submission}: complete", "queue", within_s=BOTH_WITHIN_S)
     for study in ("toys", "more"):
         each_once(lab, study, 2)
 
 
 def test_submit__a_study_outlives_its_workers_and_its_head(lab, tmp_path):
     """One worker is cut off, another joins, the head is killed; nobody looks after it."""
-    code, out, err = lab.ablation("submit", "quickstart.yaml")
-    assert code == 0, out + err + lab.logs()
-    lab.wait_until("step", "status", "quickstart.yaml", within_s=BEGUN_WITHIN_S)
+    submission = lab.submit("quickstart")
+    wait_for("finished", lab, within_s=BEGUN_WITHIN_S)
     lab.host("two").cut()
     lab.add_worker("three")
-    lab.wait_until("lost", "why", "quickstart.yaml", "MAE, seed 0", within_s=LOST_WITHIN_S)
+    wait_for("lost", lab, within_s=LOST_WITHIN_S)
     lab.containers["head"].crash()
-    lab.wait_until("quickstart", "queue", within_s=LOST_WITHIN_S)
-    lab.wait_until("complete", "queue", times=3, within_s=DONE_WITHIN_S)
-    assert "recover" in lab.ablation("why", "quickstart.yaml", "MAE, seed 0")[1]
+    lab.wait_until(f"{submission}: complete", "queue", within_s=DONE_WITHIN_S)
     each_once(lab, "quickstart", 6)
     code, table, err = lab.ablation("table", "quickstart.yaml", "--format", "csv")
     assert code == 0, err
