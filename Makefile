@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart  install, run $(STUDY), show its table"
 	@echo "make test        install, run the tests"
 	@echo "make chaos       install, let $(FAULTS) faults loose on studies, show what they cost (about 2 hours)"
-	@echo "make test-cluster  install, test a cluster of hosts in network namespaces (needs root)"
+	@echo "make test-cluster  install, test docker/compose.yaml's cluster without Docker (needs root)"
 	@echo "make lint        format check, ruff, mypy, import-linter"
 	@echo "make lock        resolve requirements.lock anew"
 
