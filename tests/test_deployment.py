@@ -31,8 +31,6 @@ from deployed import (
 )
 
 DOCS = ROOT / "docs" / "deploy.md"
-DASHBOARD_METRICS = 44227
-"""A port of the head that Ray has no flag for."""
 
 SERVICES = sorted(services())
 
@@ -170,13 +168,26 @@ def test_ports__are_apart_from_those_that_are_not_fixed():
     low, high = map(int, text.split())
     ranges.append((low, high))
     assert ranges[0][1] < low
-    assert not [p for p in (*fixed, DASHBOARD_METRICS) for low, high in ranges if low <= p <= high]
+    assert not [p for p in fixed for low, high in ranges if low <= p <= high]
 
 
 def test_ports__stand_in_the_docs():
-    text = DOCS.read_text()
-    numbers = {ray_flags("head")[name] for name in HEAD_PORTS} | {"5000", "7070", "5432", "20000"}
-    assert {each for each in {*numbers, str(DASHBOARD_METRICS)} if each not in text} == set()
+    text, head = DOCS.read_text(), ray_flags("head")
+    numbers = {head[name] for name in HEAD_PORTS if name != "metrics-export-port"}
+    numbers |= {"5000", "7070", "5432", "20000"}
+    assert {each for each in numbers if each not in text} == set()
+
+
+def test_ports__there_is_none_of_rays_metrics():
+    off = {"RAY_enable_metrics_collection": "0", "DASHBOARD_METRIC_PORT": "-1"}
+    for name in ("head", "worker"):
+        assert off.items() <= services()[name]["environment"].items()
+    for thing in rays().values():
+        for part in ("head", "spot"):
+            (container,) = pod_templates(thing)[part]["spec"]["containers"]
+            given = {each["name"]: each.get("value") for each in container["env"]}
+            assert off.items() <= given.items()
+            assert "metrics" not in [port["name"] for port in container.get("ports", [])]
 
 
 @pytest.mark.parametrize("kind", ["head", "worker"])
