@@ -1,8 +1,8 @@
 """The part of a lock that an image needs: `lock.py LOCK NEEDED VARIANT [--rest]`.
 
 NEEDED lists the image's packages, as uv resolves them under LOCK. Printed are their lines in LOCK,
-hashes included; of the variant `cpu` without torch, torchvision and what those need of CUDA. With
-`--rest`, torch and torchvision of that variant are printed alone, by version.
+hashes included, but triton's; of the variant `cpu` also without torch, torchvision and what those
+need of CUDA. With `--rest`, torch and torchvision of that variant are printed alone, by version.
 """
 
 import re
@@ -13,7 +13,9 @@ from pathlib import Path
 
 _VARIANTS = ("cuda", "cpu")
 _FROM_ELSEWHERE = ("torch", "torchvision")
-_OF_CUDA = re.compile(r"(nvidia|cuda)-|triton$")
+_OF_CUDA = re.compile(r"(nvidia|cuda)-")
+_IDLE = "triton"
+"""A gigabyte, with which torch does nothing where there is no compiler of C, as in the image."""
 
 
 def locked(text: str) -> dict[str, list[str]]:
@@ -35,7 +37,7 @@ def part(lock: str, needed: str, variant: str, *, rest: bool = False) -> str:
     """
     if variant not in _VARIANTS:
         raise ValueError(f"VARIANT must be cuda or cpu, got {variant!r}.")
-    lines, names = locked(lock), sorted(locked(needed))
+    lines, names = locked(lock), sorted({*locked(needed)} - {_IDLE})
     if missing := [name for name in names if name not in lines]:
         raise ValueError(f"The lock must have {', '.join(missing)}, and does not. Run `make lock`.")
     if variant == "cuda":
