@@ -26,7 +26,6 @@ rows:
 STUDIES = {
     "toys": TOYS,
     "more": TOYS.replace("fast: {rate: 0.3}", "faster: {rate: 0.5}"),
-    "markup": TOYS.replace("fast", '"<img src=x onerror=alert(1)>"'),
     "fresh": TOYS.replace("seeds: [0]", "seeds: [1]"),
 }
 
