@@ -1,7 +1,9 @@
 """Reads what starts a cluster: compose.yaml as it is where nothing is set, and Ray's objects."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -16,6 +18,7 @@ __all__ = [
     "pod_templates",
     "ray_flags",
     "rays",
+    "script",
     "seconds",
     "services",
     "start_params",
@@ -42,6 +45,16 @@ HEAD_PORTS = (*NODE_PORTS, "port", "dashboard-port", "ray-client-server-port")
 def documents(path: Path) -> list[Any]:
     """All of a YAML file, read without its tags."""
     return [*YAML(typ="safe", pure=True).load_all(path)]
+
+
+def script(name: str) -> ModuleType:
+    """A script of docker/, which is in no package."""
+    spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def services() -> dict[str, Any]:

@@ -76,6 +76,20 @@ def said(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> st
     return shown.out + shown.err
 
 
+def left_stopped(
+    lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Ledger:
+    """The ledger of a study, of which all is finished but a cell that was stopped."""
+    quick(lab)
+    monkeypatch.setenv("ABLATION_AGAIN", "1")
+    ledger = Ledger.open(lab / "results")
+    ledger.check_writable()
+    stop_cells(ledger, "toys", [SLOW])
+    said(capsys, "run", "toys.yaml", "--inline", code=1)
+    monkeypatch.delenv("ABLATION_AGAIN")
+    return ledger
+
+
 def test_stop__of_a_cell_at_work_leaves_the_others_to_their_ends(lab, capsys):
     """It needs neither Ray nor the study's file, and its driver ends with 1."""
     running = start()
@@ -147,25 +161,13 @@ def test_stop__is_of_one_study_alone(lab, capsys, monkeypatch):
 
 
 def test_resume__goes_on_with_what_was_stopped(lab, capsys, monkeypatch):
-    quick(lab)
-    monkeypatch.setenv("ABLATION_AGAIN", "1")
-    ledger = Ledger.open(lab / "results")
-    ledger.check_writable()
-    stop_cells(ledger, "toys", [SLOW])
-    said(capsys, "run", "toys.yaml", "--inline", code=1)
-    monkeypatch.delenv("ABLATION_AGAIN")
+    left_stopped(lab, capsys, monkeypatch)
     said(capsys, "resume", "toys", "--inline")
     assert len(stages(lab)) == 4
 
 
 def test_sync__leaves_what_was_stopped(lab, capsys, monkeypatch):
-    quick(lab)
-    monkeypatch.setenv("ABLATION_AGAIN", "1")
-    ledger = Ledger.open(lab / "results")
-    ledger.check_writable()
-    stop_cells(ledger, "toys", [SLOW])
-    said(capsys, "run", "toys.yaml", "--inline", code=1)
-    monkeypatch.delenv("ABLATION_AGAIN")
+    ledger = left_stopped(lab, capsys, monkeypatch)
     said(capsys, "sync", "toys.yaml")
     assert stopped_titles(ledger, "toys") == {SLOW}
 

@@ -1,18 +1,16 @@
 """The image's recipe, what it takes of the lock, and what compose.yaml has before it starts."""
 
 import configparser
-import importlib.util
 import io
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from urllib.error import HTTPError
 
 import pytest
 
-from deployed import DOCKER, ROOT, documents
+from deployed import DOCKER, ROOT, documents, script
 
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 LOCK = """\
@@ -35,15 +33,6 @@ tritonclient==1.0 \\
     --hash=sha256:eb
 """
 NEEDED = "numpy==2.4.6\nnvidia-cublas==13.4\ntorch==2.15.0\ntorchvision==0.29.2\ntriton==3.9.0\n"
-
-
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_image__needs_nothing_that_only_buildkit_has():
@@ -86,7 +75,7 @@ def test_image__copies_only_what_the_context_lets_through():
 
 
 def test_lock__cuda_is_the_lock_as_it_is_without_what_the_image_does_not_need():
-    part = _script("lock").part
+    part = script("lock").part
     expected = "".join(
         line for line in LOCK.splitlines(keepends=True) if not re.search("pytest|ca$", line)
     )
@@ -96,7 +85,7 @@ def test_lock__cuda_is_the_lock_as_it_is_without_what_the_image_does_not_need():
 
 
 def test_lock__cpu_takes_torch_from_elsewhere_and_nothing_of_cuda():
-    part = _script("lock").part
+    part = script("lock").part
     text = part(LOCK, NEEDED + "tritonclient==1.0\n", "cpu")
     assert re.findall(r"^(\S+)==", text, re.M) == ["numpy", "numpy", "tritonclient"]
     assert part(LOCK, NEEDED, "cpu", rest=True) == "torch==2.15.0\ntorchvision==0.29.2\n"
@@ -108,7 +97,7 @@ def test_lock__cpu_takes_torch_from_elsewhere_and_nothing_of_cuda():
 )
 def test_lock__refuses_what_it_cannot_give(needed, variant, words):
     with pytest.raises(ValueError, match=words):
-        _script("lock").part(LOCK, needed, variant)
+        script("lock").part(LOCK, needed, variant)
 
 
 def test_lock__of_the_repository_is_understood(tmp_path):
@@ -131,7 +120,7 @@ def _kept(folder: Path) -> dict[str, str]:
 
 def test_secrets__are_those_that_compose_reads_and_made_once(tmp_path):
     (compose,) = documents(DOCKER / "compose.yaml")
-    folder, make = tmp_path / "secrets", _script("make_secrets").make
+    folder, make = tmp_path / "secrets", script("make_secrets").make
     assert {*make(folder)} == {*compose["secrets"]}
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
@@ -144,7 +133,7 @@ def test_secrets__are_those_that_compose_reads_and_made_once(tmp_path):
 
 
 def test_secrets__can_be_read_by_who_needs_them(tmp_path):
-    _script("make_secrets").make(tmp_path / "secrets")
+    script("make_secrets").make(tmp_path / "secrets")
     texts = _kept(tmp_path / "secrets")
     parsed = configparser.ConfigParser(interpolation=None)
     parsed.read_string(texts["s3_credentials"])
@@ -163,7 +152,7 @@ def _refusal(code: str) -> HTTPError:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_setup__makes_the_user_or_tells_its_password_anew(tmp_path, known):
-    _script("make_secrets").make(tmp_path)
+    script("make_secrets").make(tmp_path)
     told = []
 
     def tell(method: str, what: str, user: dict[str, str]) -> None:
@@ -171,16 +160,16 @@ def test_setup__makes_the_user_or_tells_its_password_anew(tmp_path, known):
         if what == "create" and known:
             raise _refusal("RESOURCE_ALREADY_EXISTS")
 
-    _script("setup").make_user(tmp_path / "mlflow_credentials", tell)
+    script("setup").make_user(tmp_path / "mlflow_credentials", tell)
     assert told[0] == ("POST", "create", "studies", 64)
     assert told[1:] == [("PATCH", "update-password", "studies", 64)] * known
 
 
 def test_setup__other_refusals_are_errors(tmp_path):
-    _script("make_secrets").make(tmp_path)
+    script("make_secrets").make(tmp_path)
 
     def tell(method: str, what: str, user: dict[str, str]) -> None:
         raise _refusal("PERMISSION_DENIED")
 
     with pytest.raises(HTTPError):
-        _script("setup").make_user(tmp_path / "mlflow_credentials", tell)
+        script("setup").make_user(tmp_path / "mlflow_credentials", tell)

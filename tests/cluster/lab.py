@@ -4,7 +4,6 @@ Names, addresses, ports, users, rights, secrets and commands are those of the fi
 what stands in for images that are not this project's.
 """
 
-import importlib.util
 import os
 import secrets
 import shutil
@@ -24,7 +23,7 @@ from botocore.config import Config
 from cluster import containers, network
 from cluster.containers import Container, host_root, image_environment
 from cluster.network import Host, Network
-from deployed import DOCKER, documents, usual
+from deployed import DOCKER, documents, script, usual
 
 __all__ = ["Lab", "missing"]
 
@@ -53,7 +52,7 @@ class Lab:
         self.studies = self.home / "studies"
         self.studies.mkdir()
         self._secrets = self.home / "secrets"
-        _script("make_secrets").make(self._secrets)
+        script("make_secrets").make(self._secrets)
         _add_tenant(self._secrets / "s3_credentials")
         folders = {"ABLATION_SECRETS": self._secrets, "ABLATION_STUDIES": self.studies}
         self._given = {name: str(path) for name, path in folders.items()} | given
@@ -239,15 +238,6 @@ def _add_tenant(credentials: Path) -> None:
     lines += [f"aws_secret_access_key = {secrets.token_hex(32)}", ""]
     credentials.chmod(0o644)
     credentials.write_text(credentials.read_text() + "\n".join(lines))
-
-
-def _script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _text(done: "subprocess.CompletedProcess[bytes]") -> str:
