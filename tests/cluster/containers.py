@@ -116,7 +116,7 @@ class Container:
                 self._wanted = self._wanted and again
                 time.sleep(_BEGIN_AGAIN_AFTER_S)
 
-    def run(self, within_s: float = 600.0) -> "subprocess.CompletedProcess[bytes]":
+    def run(self, within_s: float | None = None) -> "subprocess.CompletedProcess[bytes]":
         """Run it to its end."""
         return self._run(subprocess.PIPE, within_s)
 

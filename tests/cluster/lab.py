@@ -32,6 +32,8 @@ _DATABASE = Path("/usr/lib/postgresql/15/bin/postgres")
 _OVER = Path(__file__).with_name("lab.yaml")
 _HOSTS = ("head", "worker", "mlflow", "storage", "postgres", "setup", "keep", "client")
 _UP_WITHIN_S = 300.0
+_TOLD_WITHIN_S = 600.0
+_ASK_EVERY_S = 5.0
 
 
 def missing() -> str:
@@ -113,9 +115,11 @@ class Lab:
         """The host of a container."""
         return self.containers[name].host
 
-    def ablation(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    def ablation(
+        self, *arguments: str, within_s: float = _TOLD_WITHIN_S, **environment: str
+    ) -> tuple[int, str, str]:
         """What `compose run client …` ends with, prints and says."""
-        return self.client("ablation", *arguments, **environment)
+        return self.client("ablation", *arguments, within_s=within_s, **environment)
 
     def submit(self, study: str) -> str:
         """Submit one of `studies`; the submission's name."""
@@ -124,12 +128,14 @@ class Lab:
             raise RuntimeError(f"{out}{err}\n{self.logs()}")
         return out.partition(":")[0]
 
-    def client(self, *command: str, **environment: str) -> tuple[int, str, str]:
+    def client(
+        self, *command: str, within_s: float = _TOLD_WITHIN_S, **environment: str
+    ) -> tuple[int, str, str]:
         """What another command ends with, prints and says, run where the client is."""
         program, *rest = command
         over = {"entrypoint": [program], "command": rest, "environment": environment}
         name = f"client-{next(self._asked)}"
-        done = self._container(name, "client", self.hosts["client"], over).run()
+        done = self._container(name, "client", self.hosts["client"], over).run(within_s)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def wait_until(self, what: str, *arguments: str, times: int = 1, within_s: float) -> None:
@@ -138,7 +144,7 @@ class Lab:
         while (said := self.ablation(*arguments))[1].count(what) < times:
             if time.monotonic() > limit:
                 raise TimeoutError(f"{what!r} is not in {said}:\n{self.logs()}")
-            time.sleep(1.0)
+            time.sleep(_ASK_EVERY_S)
 
     def logs(self) -> str:
         """The ends of all logs."""

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -99,14 +101,18 @@ def test_submit__two_studies_share_their_cells(lab):
 
 def test_submit__a_study_outlives_its_workers_and_its_head(lab, tmp_path):
     """One worker is cut off, another joins, the head is killed; nobody looks after it."""
-    submission = lab.submit("quickstart")
+    follower = ThreadPoolExecutor().submit(
+        partial(lab.ablation, "submit", "quickstart.yaml", "--follow", within_s=DONE_WITHIN_S)
+    )
     wait_for("finished", lab, within_s=BEGUN_WITHIN_S)
     lab.host("two").cut()
     lab.add_worker("three")
     wait_for("lost", lab, within_s=LOST_WITHIN_S)
     lab.containers["head"].crash()
-    lab.wait_until(f"{submission}: complete", "queue", within_s=DONE_WITHIN_S)
-    each_once(lab, "quickstart", 6)
+    code, out, err = follower.result()
+    assert code == 0, err
+    assert "[30/30]" in out
+    each_once(lab, "quickstart", 10)
     code, table, err = lab.ablation("table", "quickstart.yaml", "--format", "csv")
     assert code == 0, err
     assert table == on_this_machine("quickstart", tmp_path)
