@@ -243,6 +243,7 @@ class Container:
             found += [_bind(Path(path), path, "ro") for path in kept]
         found.append(_bind(Path("/usr/bin/tini-static"), _INIT, "ro"))
         found.append(_bind(self.names, "/etc/hosts", "ro"))
+        found.append(_bind(Path("/dev/null"), "/etc/resolv.conf", "ro"))  # all names are above
         for kind, folder in (("secrets", "/run/secrets/"), ("configs", "/")):
             for each in what.get(kind, []):
                 given = {"source": each} if isinstance(each, str) else each
