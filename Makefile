@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= studies/quickstart.yaml
+JOBS ?= 2
 
 FAULTS ?= 200
 SEED ?= 0
@@ -11,7 +12,7 @@ SEED ?= 0
 
 help:
 	@echo "make quickstart  install, run $(STUDY), show its table"
-	@echo "make test        install, run the tests"
+	@echo "make test        install, run the tests, $(JOBS) at a time"
 	@echo "make chaos       install, let $(FAULTS) faults loose on studies, show what they cost (about 2 hours)"
 	@echo "make test-cluster  install, test docker/compose.yaml's cluster without Docker (needs root)"
 	@echo "make lint        format check, ruff, mypy, import-linter"
@@ -32,7 +33,7 @@ quickstart: install
 	@echo "See the runs side by side: $(BIN)/ablation ui"
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadgroup
 
 chaos: install
 	CHAOS_FAULTS=$(FAULTS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos -s tests/chaos

@@ -12,3 +12,10 @@ def _nobodys_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in [name for name in os.environ if name.startswith("ABLATION_")]:
             patch.delenv(name)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a Ray run one after another; others may run beside them."""
+    for item in items:
+        if item.get_closest_marker("cluster") or item.get_closest_marker("chaos"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
