@@ -22,10 +22,7 @@ from leaks import MLFLOW_LEAKS
 
 BROWSER = shutil.which("chromium")
 
-pytestmark = [
-    *MLFLOW_LEAKS,
-    pytest.mark.skipif(BROWSER is None, reason="chromium is not installed"),
-]
+pytestmark = MLFLOW_LEAKS
 
 OWN = "document.title='owned'"
 HOSTILE = [
@@ -136,6 +133,21 @@ def wait_for(port: int) -> None:
             time.sleep(0.5)
 
 
+ACTIVE = [
+    '<img src="x" onerror="act()">',
+    "<svg onload=act()></svg>",
+    f"<script>{OWN}</script>",
+    '<a href="javascript:act()">x</a>',
+    '<img src="http://evil/x.png">',
+]
+
+
+@pytest.mark.parametrize("page", ACTIVE)
+def test_drawn__sees_what_acts(page: str):
+    assert Drawn(page).active
+
+
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 @pytest.mark.parametrize("what", ["all rows", "the study", "a cell", "the table"])
 def test_page__shows_hostile_words_as_words(pages: dict[str, str], what: str, tmp_path: Path):
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path}", pages[what]]
