@@ -17,7 +17,13 @@ from ablation.identity import NAME
 from ablation.storage import Storage
 from ablation.typed import Count, Moment, loads, typed
 
-__all__ = ["Submission", "find_submissions", "new_submission", "write_submission"]
+__all__ = [
+    "Submission",
+    "find_submissions",
+    "new_submission",
+    "reread",
+    "write_submission",
+]
 
 _FOLDER = "submissions"
 
@@ -48,6 +54,9 @@ class Submission:
     by: str
     submitted_ms: Moment
     jobs: Count = 1
+    session: str = ""
+    """The cluster's, in which the present driver was submitted: a head that begins again may have
+    forgotten it, and has another session."""
     stopped: bool = False
     """Whether somebody asked for its end."""
     code: Annotated[int, Field(ge=-255, le=255)] | None = None
@@ -111,7 +120,24 @@ def new_submission(
 def write_submission(storage: Storage, submission: Submission) -> None:
     """Keep how a submission stands; raises StorageError where the storage refuses."""
     content = json.dumps(asdict(submission), indent=1).encode()
-    storage.write(f"{_FOLDER}/{submission.id}.json", content)
+    storage.write(f"{_FOLDER}/{_file(submission)}", content)
+
+
+def reread(storage: Storage, submission: Submission) -> Submission:
+    """The same with what others have made of it since: its driver, a stop, its end.
+
+    Raises StorageError where the storage refuses.
+    """
+    kept = _parse(storage.read(f"{_FOLDER}/{_file(submission)}"), _file(submission))
+    if kept is None:
+        return submission
+    return replace(
+        submission,
+        jobs=kept.jobs,
+        session=kept.session,
+        stopped=kept.stopped,
+        code=kept.code,
+    )
 
 
 def find_submissions(storage: Storage) -> list[Submission]:
@@ -126,7 +152,11 @@ def _parse(content: bytes | None, name: str) -> Submission | None:
         found = typed(Submission, loads(content or b"null"))
     except ValueError:
         return None
-    return found if f"{found.id}.json" == name and {*found.files} == _names(found) else None
+    return found if _file(found) == name and {*found.files} == _names(found) else None
+
+
+def _file(submission: Submission) -> str:
+    return f"{submission.id}.json"
 
 
 def _names(submission: Submission) -> set[str]:

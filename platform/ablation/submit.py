@@ -21,7 +21,13 @@ from ablation.problems import Problem, StudyError
 from ablation.profile import Profile
 from ablation.provenance import now_ms, user
 from ablation.storage import Storage, StorageError
-from ablation.submission import Submission, find_submissions, new_submission, write_submission
+from ablation.submission import (
+    Submission,
+    find_submissions,
+    new_submission,
+    reread,
+    write_submission,
+)
 from ablation.supervise import AGAIN
 from ablation.typed import loads
 from ablation.yamlfile import Document
@@ -127,8 +133,9 @@ def _check(profile: Profile) -> None:
 
 def bring(submission: Submission, jobs: Jobs, storage: Storage) -> tuple[Submission, Job | None]:
     """See that a submission has a driver, or that it has ended; what is kept of it, and its job."""
+    submission = reread(storage, submission)
     found = jobs.look(submission.job)
-    if found is not None and not found.over:
+    if submission.over or (found is not None and not found.over):
         return submission, found
     ended = found.code if found is not None and found.code in _FINAL else None
     if ended is None and (submission.stopped or (found and found.state == "stopped")):
@@ -137,8 +144,10 @@ def bring(submission: Submission, jobs: Jobs, storage: Storage) -> tuple[Submiss
         submission = replace(submission, code=ended)
         write_submission(storage, submission)
         return submission, found
-    if found is not None:
+    session = jobs.session()
+    if found is not None or submission.session not in ("", session):
         submission = submission.again()
+    submission = replace(submission, session=session)
     write_submission(storage, submission)
     with TemporaryDirectory(prefix="ablation-") as folder:
         for name, text in submission.files.items():
@@ -173,7 +182,7 @@ def follow(
             if not submission.over:
                 jobs.follow(submission.job, say)
             lost = ""
-        except (PlaceError, LostPlaceError) as error:
+        except (PlaceError, LostPlaceError, StorageError) as error:
             if not lost:  # a head that begins again is away for a while
                 say(f"{error}\n")
             lost = str(error)

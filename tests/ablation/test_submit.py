@@ -41,6 +41,15 @@ class Cluster:
     given: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     lives: list[Callable[["Cluster", str], None]] = field(default_factory=list)
     environments: list[Mapping[str, str]] = field(default_factory=list)
+    heads: int = 1
+
+    def session(self) -> str:
+        return f"session_{self.heads}"
+
+    def begin_anew(self) -> None:
+        """The head is lost with what it knew, and another one begins."""
+        self.known.clear()
+        self.heads += 1
 
     def submit(
         self, job: str, command: str, *, folder: Path, environment: Mapping[str, str]
@@ -66,7 +75,7 @@ def ends(code: int | None, state: str = "failed") -> Callable[[Cluster, str], No
 
 
 def head_is_lost(cluster: Cluster, job: str) -> None:
-    cluster.known.clear()
+    cluster.begin_anew()
     raise LostPlaceError("the head does not answer.")
 
 
@@ -127,14 +136,18 @@ def test_dashboard__is_on_the_head_unless_it_is_named():
 def test_bring__gives_it_a_driver_once(storage):
     cluster, sent = Cluster(), submission()
     first, job = bring(sent, cluster, storage)
-    assert bring(first, cluster, storage) == (first, job) == (sent, RUNNING)
+    assert (
+        bring(first, cluster, storage)
+        == (first, job)
+        == (replace(sent, session="session_1"), RUNNING)
+    )
     ((name, command, files),) = cluster.given
     assert name == f"{sent.id}-1"
     assert command == "python -m ablation run 0.yaml --supervise --on profile.yaml"
     assert files == sent.files
     assert cluster.environments[0]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     assert cluster.environments[0][AGAIN] == "1", "submitting has taken the marks of stops away"
-    assert find_submissions(storage) == [sent]
+    assert find_submissions(storage) == [first]
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -158,11 +171,32 @@ def test_bring__gives_it_another_driver_where_that_was_lost(storage, code):
     assert find_submissions(storage) == [again]
 
 
-def test_bring__gives_it_a_driver_where_the_cluster_forgot_it(storage):
+def test_bring__gives_it_another_driver_where_the_head_was_lost(storage):
+    cluster = Cluster()
+    sent, _ = bring(submission(), cluster, storage)
+    cluster.begin_anew()
+    again, job = bring(sent, cluster, storage)
+    assert (again.job, job) == (f"{sent.id}-2", RUNNING)
+
+
+def test_bring__gives_it_no_second_driver_while_another_command_does_so(storage):
+    """That one has written it down already, and Ray does not know the job yet."""
     cluster = Cluster()
     sent, _ = bring(submission(), cluster, storage)
     cluster.known.clear()
     assert bring(sent, cluster, storage) == (sent, RUNNING)
+
+
+def test_bring__knows_what_others_did_since_it_was_read(storage):
+    cluster = Cluster()
+    sent, _ = bring(submission(), cluster, storage)
+    cluster.begin_anew()
+    again, _ = bring(sent, cluster, storage)
+    assert bring(sent, cluster, storage) == (again, RUNNING)
+    cluster.begin_anew()
+    write_submission(storage, replace(again, code=0))
+    over, job = bring(sent, cluster, storage)
+    assert (over.code, job) == (0, None)
     assert len(cluster.given) == 2
 
 
@@ -204,7 +238,7 @@ def test_follow__to_the_end_through_lost_drivers_and_heads(storage):
     said: list[str] = []
     sent = submission()
     assert follow(sent, storage, connect, said.append, pause_s=0.0) == 1
-    assert [name.removeprefix(sent.id) for name, _, _ in cluster.given] == ["-1", "-2", "-2", "-3"]
+    assert [name.removeprefix(sent.id) for name, _, _ in cluster.given] == ["-1", "-2", "-3", "-4"]
     assert said.count("the head does not answer.\n") == 1
     assert said.count("nobody listens.\n") == 1
     assert find_submissions(storage)[0].code == 1

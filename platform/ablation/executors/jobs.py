@@ -88,6 +88,12 @@ class Jobs:
             message=found.message or "",
         )
 
+    def session(self) -> str:
+        """What the cluster calls the time since its head began."""
+        with _answering(self.address):
+            said = self.client._do_request("GET", "/api/version").json()
+        return str(said.get("session_name", ""))
+
     def stop(self, job: str) -> None:
         """Send SIGTERM to a job's driver."""
         with _answering(self.address):
