@@ -152,9 +152,9 @@ def _pipes(head: Sequence[str], body: Iterable[Sequence[Cell]]) -> str:
 def _escape(text: str) -> str:
     """Text that says the same in Markdown, on one line."""
     flat = plain(re.sub(r"\s+", " ", text))
-    return re.sub(r"([\\|*_`<>\[\]&~$#])", r"\\\1", flat)
+    return re.sub(r"([\\|*_`<\[\]&~$#])", r"\\\1", flat)
 
 
 def _line(text: str) -> str:
-    """The same for a line of its own, whose beginning must not make it a list or a heading."""
-    return re.sub(r"^( *\d*)(?=[-+.)](?: |$)|--|=)", r"\1\\", _escape(text))
+    """The same for a line of its own, which must not begin a list, a heading or a quote."""
+    return re.sub(r"^( *\d*)(?=[-+.)](?: |$)|--|=|>)", r"\1\\", _escape(text))
