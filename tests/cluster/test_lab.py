@@ -111,7 +111,7 @@ def test_submit__a_study_outlives_its_workers_and_its_head(lab, tmp_path):
     lab.containers["head"].crash()
     code, out, err = follower.result()
     assert code == 0, err
-    assert "[30/30]" in out
+    assert "[30/30]" in err
     each_once(lab, "quickstart", 10)
     code, table, err = lab.ablation("table", "quickstart.yaml", "--format", "csv")
     assert code == 0, err
