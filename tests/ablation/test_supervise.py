@@ -165,7 +165,7 @@ def signalled(sent: signal.Signals, when: Path) -> None:
 
 def test_supervise__passes_sigterm_on_and_begins_nothing_again(lives):
     took = "signal.signal(signal.SIGTERM, lambda *_: (open('told', 'w'), sys.exit(130)))"
-    ready = "open('ready', 'w').close(); time.sleep(20)"
+    ready = "open('ready', 'w').close(); time.sleep(120)"
     signalled(signal.SIGTERM, lives.parent / "ready")
     assert supervise(driver(f"{took}; {ready}"), pytest.fail) == 130
     assert (lives.parent / "told").exists()
@@ -174,7 +174,7 @@ def test_supervise__passes_sigterm_on_and_begins_nothing_again(lives):
 
 def test_supervise__a_driver_that_dies_of_a_stop_is_not_begun_again(lives):
     signalled(signal.SIGTERM, lives / "0")
-    assert supervise(driver("time.sleep(20)"), pytest.fail) == 130
+    assert supervise(driver("time.sleep(120)"), pytest.fail) == 130
     assert len(began(lives)) == 1
 
 
