@@ -20,6 +20,8 @@ from ablation.layout import LostPlaceError, PlaceError
 __all__ = ["Job", "Jobs"]
 
 _KNOCK_S = 10.0
+_CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that tell of every upload, each with a level of its own."""
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -60,7 +62,8 @@ class Jobs:
                 f"Ray's dashboard must answer at {public(address)}: {_line(error, address)}. "
                 f"Correct `dashboard` in the profile, or start the cluster."
             ) from error
-        logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every upload
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         return cls(address, client)
 
     def submit(
