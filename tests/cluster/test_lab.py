@@ -109,7 +109,7 @@ def test_submit__a_study_outlives_its_workers_and_its_head(lab, tmp_path):
     lab.add_worker("three")
     wait_for("lost", lab, within_s=LOST_WITHIN_S)
     lab.containers["head"].crash()
-    code, out, err = follower.result()
+    code, _, err = follower.result()
     assert code == 0, err
     assert "[30/30]" in err
     each_once(lab, "quickstart", 10)
