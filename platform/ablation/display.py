@@ -21,7 +21,7 @@ from ablation.plan import Plan
 __all__ = ["Display", "displaying"]
 
 _LINE_EVERY_S = 15.0
-_ENDS = ("finished", "failed", "retried", "interrupted", "busy")
+_ENDS = ("finished", "failed", "found", "retried", "interrupted", "busy")
 _WORDS = {
     "begun": "began",
     "resumed": "goes on after step {step} of {total}",
@@ -34,6 +34,7 @@ _WORDS = {
     "finished": "finished{metrics}",
     "failed": "FAILED: {message}",
     "interrupted": "interrupted at step {step} of {total}",
+    "found": "{message}",
     "skipped": "{message}",
 }
 
@@ -57,7 +58,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if event.kind in ("finished", "failed"):
+        if event.kind in ("finished", "failed", "found"):
             self._ended.add(event.digest)
         if self._bars:
             self._draw(event, self._bars)

@@ -24,6 +24,7 @@ EventKind: TypeAlias = Literal[
     "retried",
     "interrupted",
     "busy",
+    "found",
     "skipped",
 ]
 
@@ -33,11 +34,11 @@ class Event:
     """One thing that happened to the stage `digest`, called `name` in its cell.
 
     `message` is why it failed (`retried`: and is tried again), which end was announced
-    (`noticed`), what the storage refuses (`paused`) or holds no more (`damaged`), or who else is at
-    it (`busy`). `metrics` are those of the step (`progress`) or the final ones (`finished`).
-    `records` are the journal's records that just became part of the ledger (`committed`,
-    `finished`): each record is in exactly one such event unless its writer died right after the
-    commit.
+    (`noticed`), what the storage refuses (`paused`) or holds no more (`damaged`), who else is at it
+    (`busy`), how it had ended already (`found`) or why it is not run (`skipped`). `metrics` are
+    those of the step (`progress`) or the final ones (`finished`). `records` are the journal's
+    records that just became part of the ledger (`committed`, `finished`): each record is in exactly
+    one such event unless its writer died right after the commit.
     """
 
     digest: str

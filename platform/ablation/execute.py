@@ -144,7 +144,7 @@ class _Work:
         ledger.check()
         if (outcome := ledger.outcome(stage.digest)) is not None:
             ledger.writer(stage.digest).tidy()
-            self.tell("skipped", _before(outcome))
+            self.tell("found", _before(outcome))
             return outcome
         if self.signals.should_stop():
             return "stopped"
@@ -173,6 +173,7 @@ class _Work:
         """Record how attempts ended that could not; the stage's outcome where that ends it."""
         folder = self.ledger.stage(self.stage.digest)
         if (outcome := folder.outcome()) is not None:  # since it was looked at
+            self.tell("found", _before(outcome))
             return outcome
         folder.bury(lease.dead, raised=self.group.raised, run=self.terms.run)
         attempts = folder.attempts()

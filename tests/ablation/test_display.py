@@ -48,15 +48,16 @@ def test_displaying__plain_lines_count_and_name(toy_plan, console):
 
 
 def test_displaying__counts_no_stage_twice(toy_plan, console):
-    """One that finished before is passed over when its cell goes on."""
+    """Nor leaves one out that somebody else has finished, or a process that could not tell so."""
     plan = toy_plan()
     train, score = plan.cells[0]
     with displaying(plan, [train.digest], console) as display:
-        display(_event(train, "skipped", message="finished before"))
+        display(_event(train, "found", message="finished before"))
         display(_event(score, "finished"))
         display(_event(score, "finished"))
+        display(_event(plan.cells[1].stages[0], "found", message="finished before"))
     counts = [line.split()[0] for line in console.file.getvalue().splitlines()]
-    assert counts == ["[1/12]", "[2/12]"]
+    assert counts == ["[1/12]", "[2/12]", "[3/12]"]
 
 
 def test_displaying__says_once_that_others_are_at_a_stage(toy_plan, console):

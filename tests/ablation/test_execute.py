@@ -124,7 +124,7 @@ def test_execute__ended_is_not_run_again(ledger):
     events = []
     assert run(ledger, observe=events.append) == ledger.outcome(STAGE.digest)
     assert run(ledger, bad, observe=events.append) == failed
-    assert [event.kind for event in events] == ["skipped", "skipped"]
+    assert [event.kind for event in events] == ["found", "found"]
     assert events[0].message == "finished before"
     assert events[1].message.startswith("failed before: RuntimeError: the toy was asked to fail")
     assert len(ledger.stage(STAGE.digest).attempts()) == 1

@@ -27,4 +27,4 @@ def test_sender__waits_for_an_answer_to_a_last_word_alone(monkeypatch: pytest.Mo
     for kind in get_args(EventKind):
         send(Event(digest="d", name="train", kind=kind))
     assert sent == list(get_args(EventKind))
-    assert asked == ["finished", "failed", "retried", "interrupted", "busy", "skipped"]
+    assert asked == ["finished", "failed", "retried", "interrupted", "busy", "found", "skipped"]

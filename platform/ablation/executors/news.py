@@ -29,7 +29,7 @@ _LASTING = {"num_cpus": 0, "resources": ON_HEAD, "max_restarts": -1}
 _PROGRESS_EVERY_S = 0.5
 _LISTEN_EVERY_S = 0.25
 _ANSWER_WITHIN_S = 5.0
-_LAST_WORDS = ("finished", "failed", "retried", "interrupted", "busy", "skipped")
+_LAST_WORDS = ("finished", "failed", "retried", "interrupted", "busy", "found", "skipped")
 """After these a process may end, and what it has not sent by then is gone."""
 
 
