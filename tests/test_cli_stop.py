@@ -205,6 +205,9 @@ def test_stop__knows_a_study_by_its_submission(lab, capsys):
 class Jobs:
     """A cluster that takes all."""
 
+    def session(self) -> str:
+        return "session_1"
+
     def look(self, job: str) -> None:
         return None
 
