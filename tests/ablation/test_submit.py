@@ -11,8 +11,8 @@ from ablation.executors.jobs import Job
 from ablation.layout import LostPlaceError, PlaceError
 from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
-from ablation.storage import Storage
-from ablation.submission import find_submissions, write_submission
+from ablation.storage import Storage, StorageError
+from ablation.submission import find_submissions, reread, write_submission
 from ablation.submit import bring, dashboard_of, follow, keep, packed, stop
 from ablation.supervise import AGAIN
 from ablation.yamlfile import Document
@@ -242,6 +242,19 @@ def test_follow__to_the_end_through_lost_drivers_and_heads(storage):
     assert said.count("the head does not answer.\n") == 1
     assert said.count("nobody listens.\n") == 1
     assert find_submissions(storage)[0].code == 1
+
+
+def test_follow__waits_for_a_storage_that_is_away(storage, monkeypatch):
+    cluster, away, said = Cluster(lives=[ends(0)]), iter([True, True]), list[str]()
+
+    def refuse(storage, submission):
+        if next(away, False):
+            raise StorageError("the storage refuses.")
+        return reread(storage, submission)
+
+    monkeypatch.setattr("ablation.submit.reread", refuse)
+    assert follow(submission(), storage, lambda: cluster, said.append, pause_s=0.0) == 0
+    assert said.count("the storage refuses.\n") == 1
 
 
 def test_keep__gives_all_of_them_drivers_until_they_have_ended(storage):
