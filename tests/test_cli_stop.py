@@ -14,11 +14,13 @@ from ablation.backlog import progress
 from ablation.cells import Finished
 from ablation.cli import main
 from ablation.include import include
+from ablation.layout import LostPlaceError
 from ablation.ledger import Ledger
 from ablation.profile import Profile
 from ablation.request import planned
 from ablation.stops import stop_cells, stopped_titles
-from ablation.submission import write_submission
+from ablation.storage import Storage
+from ablation.submission import find_submissions, write_submission
 from ablation.submit import packed
 from ablation.yamlfile import Document
 from leaks import MLFLOW_LEAKS
@@ -172,15 +174,21 @@ def test_sync__leaves_what_was_stopped(lab, capsys, monkeypatch):
     assert stopped_titles(ledger, "toys") == {SLOW}
 
 
-def submitted(lab: Path) -> str:
-    """A submission that has no driver yet; its name."""
+def submitted(lab: Path, *others: str, code: int | None = None) -> str:
+    """A submission, of `toys` and others like it, that has no driver yet; its name."""
     ledger = Ledger.open(lab / "results")
     ledger.check_writable()
     profile = Profile(storage=str(lab / "results"), tracking="http://127.0.0.1:1", priority=3)
-    text = (lab / "toys.yaml").read_text()
-    sent = packed(["toys"], [Document(file="x.yaml", text=text)], profile)
-    write_submission(ledger.storage, sent)
+    text, names = (lab / "toys.yaml").read_text(), ["toys", *others]
+    texts = [text.replace("name: toys", f"name: {name}") for name in names]
+    sent = packed(names, [Document(file="x.yaml", text=each) for each in texts], profile)
+    write_submission(ledger.storage, replace(sent, code=code))
     return sent.id
+
+
+def stopped(lab: Path) -> list[str]:
+    """The submissions that were asked to end."""
+    return [each.id for each in find_submissions(Storage.open(lab / "results")) if each.stopped]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +221,9 @@ class Jobs:
 
     def submit(self, job: str, command: str, **_: object) -> None:
         pass
+
+    def follow(self, job: str, say: Callable[[str], None]) -> None:
+        raise KeyboardInterrupt
 
     def logs(self, job: str) -> str:
         return "[0/4] slow, seed 0: train began\n[0/4] too slow, seed 0: train began\nfast: x\n"
@@ -273,3 +284,48 @@ def test_queue__without_a_dashboard_tells_what_the_storage_does(lab, capsys, mon
     assert "   toys: 0 of 2 cells done, 0 running, 2 waiting, no telling yet when it ends" in shown
     assert shown.count("So this is what the storage tells") == 1
     assert "must" in shown
+
+
+def test_stop__of_a_study_ends_all_that_run_it(lab, capsys, cluster):
+    first, second, third = submitted(lab), submitted(lab), submitted(lab, code=0)
+    shown = said(capsys, "stop", "toys")
+    assert stopped(lab) == [first, second]
+    assert all(f"{name} saves and ends." in shown for name in (first, second))
+    assert f"{third} has ended already, with 0." in said(capsys, "stop", third, code=2)
+
+
+def test_stop__of_a_study_leaves_what_was_submitted_with_it(lab, capsys, cluster):
+    quick(lab)
+    name = submitted(lab, "blocks")
+    assert f"{SLOW} of toys saves and ends" in said(capsys, "stop", "toys")
+    ledger = Ledger.open(lab / "results")
+    assert stopped_titles(ledger, "toys") == {SLOW, "fast, seed 0"}
+    assert stopped_titles(ledger, "blocks") == frozenset()
+    assert stopped(lab) == []
+    said(capsys, "run", "toys.yaml", "--inline")
+    assert "toys must not have ended to be stopped, and has." in said(
+        capsys, "stop", "toys", code=2
+    )
+    said(capsys, "stop", name)
+    assert stopped(lab) == [name]
+
+
+def test_submit__interrupted_says_that_it_goes_on(lab, capsys, cluster):
+    shown = said(capsys, "submit", "toys.yaml", "--follow", code=130)
+    (sent,) = find_submissions(Storage.open(lab / "results"))
+    assert f"{sent.id} goes on without you. `ablation stop {sent.id}` ends it." in shown
+    assert not sent.stopped
+
+
+def test_submit__is_kept_where_the_cluster_is_lost_at_that_moment(
+    lab, capsys, cluster, monkeypatch
+):
+    def lose(*_: object, **__: object) -> None:
+        raise LostPlaceError("The head does not answer.")
+
+    monkeypatch.setattr(Jobs, "submit", lose)
+    shown = said(capsys, "submit", "toys.yaml", code=75)
+    (sent,) = find_submissions(Storage.open(lab / "results"))
+    assert (
+        f"The head does not answer. {sent.id} waits: `ablation queue` gives it a driver." in shown
+    )

@@ -25,8 +25,9 @@ from ablation.profile import Profile
 from ablation.provenance import now_ms
 from ablation.request import InputError, glimpse, ledger_of, planned, profile_of
 from ablation.stops import stop_cells, want_all
+from ablation.storage import StorageError
 from ablation.study import AbsentError
-from ablation.submission import Submission, find_submissions
+from ablation.submission import Submission, find_submissions, write_submission
 from ablation.submitted import text_of
 from ablation.why import span
 from ablation.yamlfile import parse
@@ -56,13 +57,21 @@ def submit(options: argparse.Namespace) -> int:
     jobs = Jobs.at(at)
     for name in names:
         want_all(ledger, name)
-    submission, _ = bring(submission, jobs, ledger.storage)
+    write_submission(ledger.storage, submission)  # from here on it is brought to its end
     print(f"{submission.id}: {', '.join(submission.studies)}")
     print(f"Ray: {public(at)}/#/jobs/{submission.job}")
     print(f"MLflow: {public(profile.mlflow(ledger.storage.local)[0])}", flush=True)
-    if not options.follow:
-        return 0
-    return follow(submission, ledger.storage, partial(Jobs.at, at), _pass_on)
+    try:
+        if options.follow:
+            return follow(submission, ledger.storage, partial(Jobs.at, at), _pass_on)
+        bring(submission, jobs, ledger.storage)
+    except (LostPlaceError, StorageError) as error:
+        _tell(f"{error} {submission.id} waits: `ablation queue` gives it a driver.")
+        return os.EX_TEMPFAIL
+    except KeyboardInterrupt:
+        _tell(f"{submission.id} goes on without you. `ablation stop {submission.id}` ends it.")
+        return 130
+    return 0
 
 
 def _pass_on(text: str) -> None:
@@ -75,7 +84,7 @@ def logs(options: argparse.Namespace) -> int:
     from ablation.submit import dashboard_of
 
     profile = profile_of(options)
-    submission = _found(options.name, profile)
+    submission = _found(options.name, profile)[-1]
     cells = _asked(options.name, profile)[0].called(options.cell) if options.cell else []
     titles = "|".join(re.escape(plain(cell.title)) for cell in cells)
     said = plain(Jobs.at(dashboard_of(profile)).logs(submission.job))
@@ -86,30 +95,36 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Have a submission, or a cell of a study, save and end."""
+    """Have a submission, a study, or a cell of one, save and end."""
     from ablation.executors.jobs import Jobs
     from ablation.submit import dashboard_of
     from ablation.submit import stop as end
 
     profile = profile_of(options)
     if options.cell:
-        return _stop_cell(options, profile)
-    submission = _found(options.name, profile)
-    if submission.over:
-        raise InputError(f"{submission.id} has ended already, with {submission.code}.")
-    end(submission, Jobs.at(dashboard_of(profile)), ledger_of(profile).storage)
-    print(f"{submission.id} saves and ends. `ablation submit` goes on from there.")
+        return _stop_cells(options, profile)
+    found = _found(options.name, profile)
+    if found[-1].over:
+        raise InputError(f"{found[-1].id} has ended already, with {found[-1].code}.")
+    if any(len(each.studies) > 1 and each.id != options.name for each in found):
+        return _stop_cells(options, profile)  # and not what was submitted with the study
+    jobs, storage = Jobs.at(dashboard_of(profile)), ledger_of(profile).storage
+    for submission in found:
+        end(submission, jobs, storage)
+        print(f"{submission.id} saves and ends. `ablation submit` goes on from there.")
     return 0
 
 
-def _stop_cell(options: argparse.Namespace, profile: Profile) -> int:
-    """Mark a cell, so that every driver of its study has it save and end."""
+def _stop_cells(options: argparse.Namespace, profile: Profile) -> int:
+    """Mark a cell, or all of a study, so that every driver of it has them save and end."""
     ledger = ledger_of(profile)
     asked, standings = _asked(options.name, profile)
-    study, cells = asked.study.name, asked.called(options.cell)
+    study = asked.study.name
+    cells = asked.called(options.cell) if options.cell else asked.cells
     titles = [cell.title for cell in cells if not (standings and cell.ended(standings))]
     if not titles:
-        raise InputError(f"{options.cell} of {study} must not have ended to be stopped, and has.")
+        what = f"{options.cell} of {study}" if options.cell else study
+        raise InputError(f"{what} must not have ended to be stopped, and has.")
     stop_cells(ledger, study, titles)
     for title in titles:
         print(plain(f"{title} of {study} saves and ends where it is at work; {GO_ON}."))
@@ -208,11 +223,11 @@ def _asked(name: str, profile: Profile) -> tuple[Plan, Mapping[str, Standing] | 
     return plans[0], standings
 
 
-def _found(name: str, profile: Profile) -> Submission:
-    """The newest submission of that name, or with a study of that name."""
+def _found(name: str, profile: Profile) -> list[Submission]:
+    """The submissions so named, or with a study so named, that have not ended; else the newest."""
     every = find_submissions(ledger_of(profile).storage)
     found = [each for each in every if name in (each.id, *each.studies)]
     if not found:
         known = nearest(name, [label for each in every for label in (each.id, *each.studies)])
         raise InputError(f"{public(profile.storage)} holds no submission {name!r}.{known}")
-    return found[-1]
+    return [each for each in found if not each.over] or found[-1:]

@@ -29,14 +29,15 @@ from ablation.profile import Profile
 from ablation.storage import Storage, StorageError
 from ablation.submit import dashboard_of, sent
 
-__all__ = ["VERSIONS", "Finding", "about_nodes", "diagnose", "read_findings"]
+__all__ = ["SENDER", "Finding", "about_nodes", "diagnose", "read_findings"]
 
 _GIB = 2**30
 _LEAST_SHARED = _GIB
 """Of bytes, for the batches that loaders hand over; Docker gives a container 64 MiB."""
 
-VERSIONS = "ABLATION_VERSIONS"
-"""The variable with the versions of whoever sent a doctor to the cluster."""
+SENDER = "ABLATION_SENDER"
+"""The variable with the versions of whoever sent a doctor to the cluster, and with the name of a
+file that they have written to the storage."""
 
 _ANSWER_WITHIN_S = 180.0
 _LOCK = "Install the same `requirements.lock` on both, or start both from one image."
@@ -55,9 +56,9 @@ def diagnose(profile: Profile, *, trainer: str) -> Iterator[Finding]:
     """Findings about this machine, the storage, MLflow, and every node of the cluster."""
     mine = versions()
     yield Finding(part="this machine", found=_listed(mine))
-    mine = json.loads(os.environ.get(VERSIONS, "null")) or mine
+    mine, theirs = json.loads(os.environ.get(SENDER, "null")) or (mine, "")
     mark = f".doctor-{secrets.token_hex(8)}"
-    finding, storage = _storage(profile.storage, mark)
+    finding, storage = _storage(profile.storage, mark, theirs)
     yield finding
     try:
         yield _mlflow(profile, storage.local if storage else None)
@@ -75,18 +76,21 @@ def diagnose(profile: Profile, *, trainer: str) -> Iterator[Finding]:
                 storage.remove(mark)
 
 
-def _storage(uri: str, mark: str) -> tuple[Finding, Storage | None]:
-    """A finding, and the storage where it can be used."""
+def _storage(uri: str, mark: str, theirs: str) -> tuple[Finding, Storage | None]:
+    """A finding, and the storage where it can be used; `theirs` is what must be there already."""
     storage, began = None, time.monotonic()
     try:
         storage = Storage.open(uri)
         storage.write(mark, b"Another machine looks for this.")
         storage.check_writable(keep={})
+        if theirs and storage.read(theirs) is None:
+            raise StorageError(f"{storage.uri} is not what lies there for whoever asks.")
     except StorageError as error:
         if storage is not None:
             with suppress(StorageError):
                 storage.remove(mark)
-        remedy = "Check the address, the credentials in the environment, and who may write there."
+        remedy = "Check the address, the credentials in the environment, who may write there, and "
+        remedy += "that one disk is mounted."
         return Finding(part="storage", found=str(error), remedy=remedy), None
     took_ms = 1000 * (time.monotonic() - began)
     return Finding(
@@ -127,42 +131,45 @@ def _cluster(profile: Profile, questions: Questions, mine: Mapping[str, str]) ->
         yield from _nodes(profile, questions, mine)
     else:
         yield Finding(part="dashboard", found=f"{jobs.address} takes jobs")
-        yield from _by_job(profile, questions.trainer, jobs, mine)
+        yield from _by_job(profile, questions, jobs, mine)
 
 
 def _by_job(
-    profile: Profile, trainer: str, jobs: Jobs, mine: Mapping[str, str]
+    profile: Profile, questions: Questions, jobs: Jobs, mine: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """What a doctor on the head finds, whose nodes are to have the versions of here."""
+    """What a doctor on the head finds, whose nodes are to have the versions and storage of here."""
     job = f"doctor-{secrets.token_hex(4)}"
-    command = shlex.join(
-        ["python", "-m", "ablation", "doctor", "--on", "profile.yaml", "--trainer", trainer]
-    )
+    ours = ["python", "-m", "ablation", "doctor", "--on", "profile.yaml"]
+    command = shlex.join([*ours, "--trainer", questions.trainer])
     said: list[str] = []
     try:
         with TemporaryDirectory(prefix="ablation-") as folder:
             (Path(folder) / "profile.yaml").write_text(sent(profile), encoding="utf-8")
-            environment = {"PYTHONUNBUFFERED": "1", VERSIONS: json.dumps(dict(mine))}
+            sender = json.dumps([dict(mine), questions.mark if questions.storage else ""])
+            environment = {"PYTHONUNBUFFERED": "1", SENDER: sender}
             jobs.submit(job, command, folder=Path(folder), environment=environment)
         jobs.follow(job, said.append)
+        ended = jobs.look(job)
     except LostPlaceError as error:
         found, _, remedy = str(error).partition(". ")
         yield Finding(part="cluster", found=found, remedy=remedy)
         return
     lines = "".join(said).splitlines()
-    found_there = [*read_findings(lines)]
-    yield from found_there or [
-        Finding(
+    findings = [*read_findings(lines)]
+    yield from findings
+    # Of a crash Python makes a 1, too.
+    code, last = int(any(each.remedy for each in findings)), (lines or ["it said nothing"])[-1]
+    if not findings or ended is None or ended.code != code:
+        yield Finding(
             part="cluster",
-            found=f"its head could not run the doctor: {(lines or ['it said nothing'])[-1]}",
+            found=f"its head's doctor did not come to its end: {last}",
             remedy="See that the package is installed there: `ablation --version` says which.",
         )
-    ]
 
 
 def read_findings(lines: Sequence[str]) -> Iterator[Finding]:
     """Findings as the command line prints them; what else a job says is left out."""
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+    for line, after in zip(lines, [*lines, ""][1:], strict=True):
         mark, part, found = line[:5], *line[5:].partition(": ")[::2]
         if mark in ("ok   ", "MEND "):
             remedy = after.strip() if mark == "MEND " else ""

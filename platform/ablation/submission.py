@@ -19,13 +19,14 @@ from ablation.typed import Count, Moment, loads, typed
 
 __all__ = [
     "Submission",
+    "ask_to_stop",
     "find_submissions",
     "new_submission",
     "reread",
     "write_submission",
 ]
 
-_FOLDER = "submissions"
+_FOLDER, _STOP = "submissions", ".stop"
 
 
 def _named(text: str) -> str:
@@ -58,7 +59,8 @@ class Submission:
     """The cluster's, in which the present driver was submitted: a head that begins again may have
     forgotten it, and has another session."""
     stopped: bool = False
-    """Whether somebody asked for its end."""
+    """Whether somebody asked for its end, which a file of its own says: whoever writes down another
+    driver in the same moment does not undo it."""
     code: Annotated[int, Field(ge=-255, le=255)] | None = None
     """The exit code that it ended with."""
 
@@ -119,8 +121,13 @@ def new_submission(
 
 def write_submission(storage: Storage, submission: Submission) -> None:
     """Keep how a submission stands; raises StorageError where the storage refuses."""
-    content = json.dumps(asdict(submission), indent=1).encode()
-    storage.write(f"{_FOLDER}/{_file(submission)}", content)
+    content = {name: part for name, part in asdict(submission).items() if name != "stopped"}
+    storage.write(f"{_FOLDER}/{_file(submission)}", json.dumps(content, indent=1).encode())
+
+
+def ask_to_stop(storage: Storage, submission: Submission) -> None:
+    """Keep that a submission is to end; raises StorageError where the storage refuses."""
+    storage.write(f"{_FOLDER}/{submission.id}{_STOP}", b"Asked to stop.\n")
 
 
 def reread(storage: Storage, submission: Submission) -> Submission:
@@ -135,16 +142,18 @@ def reread(storage: Storage, submission: Submission) -> Submission:
         submission,
         jobs=kept.jobs,
         session=kept.session,
-        stopped=kept.stopped,
+        stopped=storage.read(f"{_FOLDER}/{submission.id}{_STOP}") is not None,
         code=kept.code,
     )
 
 
 def find_submissions(storage: Storage) -> list[Submission]:
     """All submissions, the oldest first; one whose file is damaged is left out."""
-    names = (name for name in storage.names(_FOLDER) if name.endswith(".json"))
-    found = (_parse(storage.read(f"{_FOLDER}/{name}"), name) for name in names)
-    return sorted(filter(None, found), key=lambda each: each.submitted_ms)
+    names = storage.names(_FOLDER)
+    files = (name for name in names if name.endswith(".json"))
+    found = filter(None, (_parse(storage.read(f"{_FOLDER}/{name}"), name) for name in files))
+    known = (replace(each, stopped=f"{each.id}{_STOP}" in names) for each in found)
+    return sorted(known, key=lambda each: each.submitted_ms)
 
 
 def _parse(content: bytes | None, name: str) -> Submission | None:

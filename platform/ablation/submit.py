@@ -23,12 +23,13 @@ from ablation.provenance import now_ms, user
 from ablation.storage import Storage, StorageError
 from ablation.submission import (
     Submission,
+    ask_to_stop,
     find_submissions,
     new_submission,
     reread,
     write_submission,
 )
-from ablation.supervise import AGAIN
+from ablation.supervise import AGAIN, BEGUN, LOST
 from ablation.typed import loads
 from ablation.yamlfile import Document
 
@@ -95,16 +96,21 @@ def at_home(submission: Submission, profile: Profile) -> Submission:
     except ValueError:
         kept = None
     theirs = {n: kept[n] for n in _THEIRS if n in kept} if isinstance(kept, dict) else {}
-    files = {**submission.files, _PROFILE: sent(profile, theirs)}
-    return replace(submission, files=files)
+    usual = replace(profile, **{name: getattr(Profile(), name) for name in _THEIRS})
+    return replace(submission, files={**submission.files, _PROFILE: sent(usual, theirs)})
 
 
 def sent(profile: Profile, theirs: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A profile's file for those on the cluster, with what counts more than the profile.
 
+    Folders are absolute in it, for a driver has a folder of its own.
     Raises StudyError where the place is not one for a cluster.
     """
     _check(profile)
+    if "://" not in profile.storage:
+        profile = replace(profile, storage=str(Path(profile.storage).absolute()))
+    data = {name: str(folder) for name, folder in profile.place.data.items()}
+    profile = replace(profile, data=data)
     plain = {
         part.name: value
         for part in fields(Profile)
@@ -135,8 +141,10 @@ def bring(submission: Submission, jobs: Jobs, storage: Storage) -> tuple[Submiss
     """See that a submission has a driver, or that it has ended; what is kept of it, and its job."""
     submission = reread(storage, submission)
     found = jobs.look(submission.job)
-    if submission.over or (found is not None and not found.over):
+    if submission.over:
         return submission, found
+    if found is not None and not found.over:
+        return _heeded(submission, jobs), found
     ended = found.code if found is not None and found.code in _FINAL else None
     if ended is None and (submission.stopped or (found and found.state == "stopped")):
         ended = 130
@@ -159,10 +167,19 @@ def bring(submission: Submission, jobs: Jobs, storage: Storage) -> tuple[Submiss
             environment={
                 "PYTHONUNBUFFERED": "1",
                 AGAIN: "1",
+                BEGUN: _PROFILE,  # for the submission lies in the storage already
+                **({LOST: "1"} if submission.jobs > 1 else {}),
                 "RAY_JOB_STOP_WAIT_TIME_S": f"{submission.grace_s + _STOP_BESIDES_S:.0f}",
             },
         )
-    return submission, jobs.look(submission.job)
+    return _heeded(reread(storage, submission), jobs), jobs.look(submission.job)
+
+
+def _heeded(submission: Submission, jobs: Jobs) -> Submission:
+    """The same, whose driver has been asked to end where that is wanted; asked twice, it is one."""
+    if submission.stopped:
+        jobs.stop(submission.job)
+    return submission
 
 
 def follow(
@@ -207,13 +224,11 @@ def keep(
         try:
             jobs = connect()
             for submission in find_submissions(storage):
-                if not submission.over:
-                    now, _ = bring(at_home(submission, profile), jobs, storage)
-                    if now.job != submission.job:
-                        say(f"{submission.job} was lost: {now.job} goes on.")
-                    if now.over:
-                        say(f"{submission.id} has ended with {now.code}.")
-        except (PlaceError, LostPlaceError, StorageError) as error:
+                try:
+                    _keep_one(submission, profile, jobs, storage, say)
+                except (LostPlaceError, StorageError) as error:  # of which others may know nothing
+                    trouble = str(error)
+        except (PlaceError, StorageError) as error:
             trouble = str(error)
         if trouble and not before:
             say(trouble)
@@ -221,10 +236,28 @@ def keep(
         pause()
 
 
+def _keep_one(
+    submission: Submission,
+    profile: Profile,
+    jobs: Jobs,
+    storage: Storage,
+    say: Callable[[str], None],
+) -> None:
+    """See that a submission has a driver, and say what has become of it."""
+    if submission.over:
+        return
+    now, _ = bring(at_home(submission, profile), jobs, storage)
+    if now.job != submission.job:
+        say(f"{submission.job} was lost: {now.job} goes on.")
+    if now.over:
+        say(f"{submission.id} has ended with {now.code}.")
+
+
 def stop(submission: Submission, jobs: Jobs, storage: Storage) -> Submission:
     """Have a submission's driver save and end, and submit it no more."""
-    submission = replace(submission, stopped=True)
-    write_submission(storage, submission)
+    ask_to_stop(storage, submission)
+    # Whoever has written down another driver is read here, and whoever does so now reads the above.
+    submission = reread(storage, submission)
     found = jobs.look(submission.job)
     if found is not None and not found.over:
         jobs.stop(submission.job)

@@ -13,7 +13,17 @@ from types import FrameType
 
 from ablation.process import scratch_folder
 
-__all__ = ["AGAIN", "BEGUN", "FAILED", "RUN", "is_begun", "note_begun", "run_name", "supervise"]
+__all__ = [
+    "AGAIN",
+    "BEGUN",
+    "FAILED",
+    "LOST",
+    "RUN",
+    "is_begun",
+    "note_begun",
+    "run_name",
+    "supervise",
+]
 
 FAILED = 3
 """What a supervised driver ends with where a cell failed: with 1 end crashes too, Ray's among them
@@ -29,6 +39,9 @@ for the next ones a storage without it is a disk that is not mounted, and no new
 
 AGAIN = "ABLATION_AGAIN"
 """The variable that tells a driver that no person has begun it: what was stopped stays so."""
+
+LOST = "ABLATION_LOST"
+"""The variable that tells a supervisor that there was another, which was lost."""
 
 _WRONG_INPUT = 2
 """Where a driver was lost before, the input was right, and its cluster is not back yet."""
@@ -87,6 +100,8 @@ def supervise(
     scratch = scratch_folder()
     mark = str(Path(scratch.name) / "begun")
     environment = {**os.environ, RUN: secrets.token_hex(4), BEGUN: mark}
+    if is_begun():
+        Path(mark).touch()
     child: subprocess.Popen[bytes] | None = None
     stopped = threading.Event()
 
@@ -97,7 +112,7 @@ def supervise(
             child.send_signal(signum)
 
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    pause_s, lost, alike, before_it = first_s, False, 0, 0
+    pause_s, lost, alike, before_it = first_s, LOST in os.environ, 0, 0
     try:
         while not stopped.is_set():
             began = clock()

@@ -1,14 +1,16 @@
 """What the doctor says of what it finds; test_cluster has it look at a real cluster."""
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from ray.runtime_env import RuntimeEnv
 
-from ablation.doctor import about_nodes, read_findings
+from ablation.doctor import SENDER, about_nodes, diagnose, read_findings
 from ablation.examined import Examination, Questions, examine, versions
+from ablation.executors.jobs import Job
 from ablation.executors.probe import Node
 from ablation.profile import Profile
 from ablation.storage import Storage
@@ -183,3 +185,72 @@ def test_read__takes_findings_from_what_a_job_says():
         ("on the head, node 10.0.0.2", "cifar10 is not at /data/cifar10", "Copy it there."),
         ("on the head, node 10.0.0.3", "4 CPUs", ""),
     ]
+
+
+@dataclass
+class Jobs:
+    """A cluster on whose head a doctor says something, and ends with a code."""
+
+    text: str
+    code: int | None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    address: str = "http://10.0.0.5:8265"
+
+    def submit(
+        self, job: str, command: str, *, folder: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.environment = environment
+
+    def follow(self, job: str, say: Callable[[str], None]) -> None:
+        say(self.text)
+
+    def look(self, job: str) -> Job:
+        return Job(state="failed", over=self.code is not None, code=self.code, message="")
+
+
+ALL_WELL = "ok   storage: s3://lab can be written\nok   node 10.0.0.2: 4 CPUs\n"
+ILL = "MEND node 10.0.0.2: cifar10 is not at /data\n     Copy it there.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "is_whole"),
+    [
+        (ALL_WELL, 0, True),
+        (ALL_WELL + ILL, 1, True),
+        (ALL_WELL + "MemoryError\n", 1, False),
+        (ALL_WELL, None, False),
+        (ALL_WELL, -9, False),
+        (ILL.partition("\n")[0], None, False),
+        ("", 0, False),
+    ],
+)
+def test_diagnose__sees_whether_the_heads_doctor_came_to_its_end(
+    text, code, is_whole, tmp_path, monkeypatch
+):
+    jobs = Jobs(text, code)
+    monkeypatch.setattr("ablation.executors.jobs.Jobs.at", lambda _: jobs)
+    profile = Profile(address="10.0.0.5:6379", storage=str(tmp_path))
+    found = [each for each in diagnose(profile, trainer="toy") if each.part == "cluster"]
+    last = (text or "it said nothing").splitlines()[-1]
+    said = [] if is_whole else [f"its head's doctor did not come to its end: {last}"]
+    assert [each.found for each in found] == said
+    assert all(each.remedy for each in found)
+
+
+def test_diagnose__knows_another_disk_on_the_head(tmp_path, monkeypatch):
+    """Whose doctor can write there, and all nodes see what it has written."""
+    jobs = Jobs(ALL_WELL, 0)
+    monkeypatch.setattr("ablation.executors.jobs.Jobs.at", lambda _: jobs)
+    here = Profile(address="10.0.0.5:6379", storage=str(tmp_path / "here"))
+    findings = diagnose(here, trainer="toy")
+    assert "dashboard" in [next(findings).part for _ in range(4)]
+    next(findings)
+    monkeypatch.setenv(SENDER, jobs.environment[SENDER])
+    there = diagnose(replace(here, address="local", storage=str(tmp_path / "there")), trainer="toy")
+    assert next(there).remedy == ""
+    storage = next(there)
+    assert storage.found.endswith("there is not what lies there for whoever asks.")
+    assert "one disk is mounted" in storage.remedy
+    same = diagnose(replace(here, address="local"), trainer="toy")
+    assert [next(same).remedy for _ in range(2)] == ["", ""]
+    assert [*findings]

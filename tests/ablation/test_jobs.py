@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from aiohttp import ServerDisconnectedError
 
 from ablation.executors.jobs import Job, Jobs
-from ablation.layout import PlaceError
+from ablation.layout import LostPlaceError, PlaceError
 from leaks import MLFLOW_LEAKS
 
 pytestmark = [pytest.mark.cluster, *MLFLOW_LEAKS]
@@ -86,6 +87,25 @@ def test_job__that_is_stopped_saves_first(jobs, begin):
     assert "".join(said).endswith("saved\n")
     found = jobs.look("toys-2")
     assert (found.state, found.over) == ("stopped", True)
+
+
+def test_job__that_is_stopped_at_once_and_again(jobs, begin):
+    begin("toys-3", 600.0)
+    for _ in range(2):
+        jobs.stop("toys-3")
+    jobs.follow("toys-3", lambda text: None)
+    found = jobs.look("toys-3")
+    assert (found.state, found.over) == ("stopped", True)
+
+
+def test_job__behind_a_proxy_that_lets_no_websocket_through():
+    class Client:
+        async def tail_job_logs(self, job):
+            raise ServerDisconnectedError
+            yield
+
+    with pytest.raises(LostPlaceError, match="does not answer as it must: Server disconnected"):
+        Jobs("http://ray.lab", Client()).follow("toys-1", print)
 
 
 def test_session__is_the_heads(jobs):

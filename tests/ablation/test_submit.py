@@ -13,8 +13,8 @@ from ablation.problems import StudyError
 from ablation.profile import Profile, load_profile
 from ablation.storage import Storage, StorageError
 from ablation.submission import find_submissions, reread, write_submission
-from ablation.submit import bring, dashboard_of, follow, keep, packed, stop
-from ablation.supervise import AGAIN
+from ablation.submit import at_home, bring, dashboard_of, follow, keep, packed, stop
+from ablation.supervise import AGAIN, BEGUN, LOST
 from ablation.yamlfile import Document
 
 PROFILE = Profile(
@@ -42,8 +42,11 @@ class Cluster:
     lives: list[Callable[["Cluster", str], None]] = field(default_factory=list)
     environments: list[Mapping[str, str]] = field(default_factory=list)
     heads: int = 1
+    meanwhile: Callable[[], object] = str
+    """What others do before a driver is written down."""
 
     def session(self) -> str:
+        self.meanwhile()
         return f"session_{self.heads}"
 
     def begin_anew(self) -> None:
@@ -125,6 +128,25 @@ def test_packed__refuses_a_place_that_is_none_for_a_cluster(place, said):
     assert "SECRET" not in str(caught.value)
 
 
+def test_packed__has_folders_as_they_are_here(tmp_path, monkeypatch):
+    """A driver on the cluster works elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for storage, where in [("results", tmp_path / "results"), ("/disk/results", "/disk/results")]:
+        place = replace(PROFILE, storage=storage, data={"cifar10": "data"})
+        sent = json.loads(submission(profile=place).files["profile.yaml"])
+        assert (sent["storage"], sent["data"]) == (str(where), {"cifar10": str(tmp_path / "data")})
+
+
+def test_at_home__shares_the_cluster_as_it_was_submitted():
+    """What a keeper's profile sets, and theirs does not, is as it is where nothing is set."""
+    sent = submission(profile=replace(PROFILE, priority=3))
+    keeper = replace(
+        PROFILE, storage="s3://lab/here", gpus_per_worker=1, concurrency=6, data={"x": "/x"}
+    )
+    found = json.loads(at_home(sent, keeper).files["profile.yaml"])
+    assert found == json.loads(sent.files["profile.yaml"]) | {"storage": "s3://lab/here"}
+
+
 def test_dashboard__is_on_the_head_unless_it_is_named():
     assert dashboard_of(PROFILE) == "http://10.0.0.5:8265"
     assert dashboard_of(replace(PROFILE, dashboard="https://ray.lab")) == "https://ray.lab"
@@ -179,6 +201,17 @@ def test_bring__gives_it_another_driver_where_the_head_was_lost(storage):
     assert (again.job, job) == (f"{sent.id}-2", RUNNING)
 
 
+def test_bring__tells_a_driver_what_was_there_before(storage):
+    """Then a cluster, or a storage, that is not there is no wrong input."""
+    cluster = Cluster()
+    sent, _ = bring(submission(), cluster, storage)
+    cluster.begin_anew()
+    bring(sent, cluster, storage)
+    assert [LOST in each for each in cluster.environments] == [False, True]
+    for environment, (_, _, files) in zip(cluster.environments, cluster.given, strict=True):
+        assert environment[BEGUN] in files
+
+
 def test_bring__gives_it_no_second_driver_while_another_command_does_so(storage):
     """That one has written it down already, and Ray does not know the job yet."""
     cluster = Cluster()
@@ -217,6 +250,33 @@ def test_stop__counts_where_the_cluster_is_lost_afterwards(storage):
     stopped = stop(sent, cluster, storage)
     cluster.known.clear()
     assert bring(stopped, cluster, storage)[0].code == 130
+
+
+def test_stop__counts_where_another_driver_is_written_down_in_the_same_moment(storage):
+    cluster = Cluster()
+    sent, _ = bring(submission(), cluster, storage)
+    cluster.begin_anew()
+    cluster.meanwhile = lambda: stop(sent, cluster, storage)
+    again, job = bring(sent, cluster, storage)
+    assert (again.job, again.stopped, job) == (f"{sent.id}-2", True, ended(None, "stopped"))
+    assert bring(again, cluster, storage)[0].code == 130
+
+
+def test_stop__knows_the_driver_that_another_command_has_given_it(storage):
+    cluster = Cluster()
+    sent, _ = bring(submission(), cluster, storage)
+    cluster.begin_anew()
+    again, _ = bring(sent, cluster, storage)
+    assert stop(sent, cluster, storage) == replace(again, stopped=True)
+    assert cluster.known == {again.job: ended(None, "stopped")}
+
+
+def test_bring__asks_a_driver_to_end_that_has_not_heard_of_it(storage):
+    cluster = Cluster()
+    sent, _ = bring(submission(), cluster, storage)
+    stop(sent, Cluster(), storage)
+    assert bring(sent, cluster, storage)[0].stopped
+    assert cluster.known == {sent.job: ended(None, "stopped")}
 
 
 def test_bring__takes_a_stop_on_rays_own_page_for_one(storage):
@@ -291,6 +351,28 @@ def test_keep__gives_all_of_them_drivers_until_they_have_ended(storage):
         f"{b.id} has ended with 1.",
     ]
     assert [each.code for each in find_submissions(storage)] == [0, 1]
+
+
+def test_keep__keeps_others_where_one_is_in_trouble(storage):
+    cluster, said = Cluster(), list[str]()
+    sent = [bring(submission([name]), cluster, storage)[0] for name in "ab"]
+    for each in sent:
+        cluster.known[each.job] = ended(-9)
+
+    def refuse() -> None:
+        cluster.meanwhile = str
+        raise LostPlaceError("it is not answered.")
+
+    def pause() -> None:
+        raise KeyboardInterrupt
+
+    cluster.meanwhile = refuse
+    with pytest.raises(KeyboardInterrupt):
+        keep(PROFILE, storage, lambda: cluster, said.append, pause=pause)
+    first, second = (each.id for each in sent)
+    assert said in [
+        [f"{goes}-1 was lost: {goes}-2 goes on.", "it is not answered."] for goes in (first, second)
+    ]
 
 
 def test_submissions__that_are_damaged_or_newer_are_not_in_the_way(storage):

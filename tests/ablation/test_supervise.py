@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablation.retries import run_of
-from ablation.supervise import AGAIN, BEGUN, FAILED, RUN, run_name, supervise
+from ablation.supervise import AGAIN, BEGUN, FAILED, LOST, RUN, run_name, supervise
 
 SOON = 20.0
 PYTHON = (sys.executable, "-S", "-E", "-c")
@@ -51,6 +51,13 @@ def test_supervise__a_cluster_that_is_not_back_is_no_wrong_input(lives):
     command = driver(kill, "sys.exit(2)", "sys.exit(2)", "sys.exit(0)")
     assert supervise(command, lambda text: None, pauses_s=(0.01, 0.01)) == 0
     assert len(began(lives)) == 4
+
+
+def test_supervise__after_another_that_was_lost_a_cluster_is_waited_for(lives, monkeypatch):
+    monkeypatch.setenv(LOST, "1")
+    command = driver("sys.exit(2)", "sys.exit(2)", "sys.exit(0)")
+    assert supervise(command, lambda text: None, pauses_s=(0.01, 0.01)) == 0
+    assert len(began(lives)) == 3
 
 
 def test_supervise__begins_again_after_longer_and_longer_pauses(lives):
@@ -147,6 +154,12 @@ def test_supervise__gives_its_drivers_a_place_to_say_that_they_began(lives):
     assert told
     assert not Path(told).exists()
     assert BEGUN not in os.environ
+
+
+def test_supervise__tells_its_drivers_that_others_began_before(lives, monkeypatch):
+    (lives.parent / "begun").touch()
+    monkeypatch.setenv(BEGUN, "begun")
+    assert supervise(driver(f"sys.exit(not os.path.exists(os.environ['{BEGUN}']))"), print) == 0
 
 
 def signalled(sent: signal.Signals, when: Path) -> None:

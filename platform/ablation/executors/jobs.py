@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -123,7 +124,7 @@ def _answering(address: str) -> Generator[None]:
     """Raises LostPlaceError where the dashboard does not answer, or not as it must."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ClientError) as error:
         raise LostPlaceError(
             f"Ray's dashboard at {public(address)} does not answer as it must: "
             f"{_line(error, address)}. Try again when the cluster is back: what was committed is "
