@@ -446,6 +446,12 @@ def submissions(tmp_path: Path, **changes: Any) -> list[Any]:
     return find_submissions(storage)
 
 
+def test_submission__whose_text_no_file_can_hold_gets_left_out(tmp_path: Path) -> None:
+    """Or every keeper would fail at it, again and again, and keep no other."""
+    sent = packed(["toys"], [Document(file="x.yaml", text=STUDY)], PROFILE)
+    assert not submissions(tmp_path, files={**sent.files, "0.yaml": "\ud800"})
+
+
 def test_submission__that_names_a_command_gets_ours(tmp_path: Path) -> None:
     (found,) = submissions(tmp_path, command=["sh", "-c", "id"])
     assert found.command[:4] == ("python", "-m", "ablation", "run")

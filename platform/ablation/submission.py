@@ -35,8 +35,14 @@ def _named(text: str) -> str:
     return text
 
 
+def _encodable(text: str) -> str:
+    text.encode()  # JSON may hold halves of characters, of which no file can be made
+    return text
+
+
 _Id: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*-[0-9a-f]{8}$")]
 _Name: TypeAlias = Annotated[str, AfterValidator(_named)]
+_Text: TypeAlias = Annotated[str, AfterValidator(_encodable)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +56,7 @@ class Submission:
 
     id: _Id
     studies: Annotated[tuple[_Name, ...], Field(min_length=1)]
-    files: Mapping[str, str]
+    files: Mapping[str, _Text]
     grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     by: str
     submitted_ms: Moment
