@@ -245,6 +245,32 @@ def test_resume__remembers_where_the_data_lay(results, lab, capsys, monkeypatch)
     assert "nothing to train" in capsys.readouterr().err
 
 
+def test_sync__does_without_data_that_the_last_run_had(lab, capsys, monkeypatch):
+    edit("preset: quick", "preset: quick\nset: {data: grain}")
+    (lab / "grain").write_text("wheat")
+    monkeypatch.setenv("ABLATION_TRACKING", DEAD)
+    assert main(["run", "toys.yaml", "--inline", "--data", "grain=grain"]) == 0
+    monkeypatch.delenv("ABLATION_TRACKING")
+    assert main(["sync", "toys.yaml"]) == 0
+    assert "has what the ledger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["--data=grain=~nobody.here/x", "--storage=~nobody.here/x"])
+def test_folder__of_nobodys_home_is_a_name(where, lab, capsys):
+    edit("preset: quick", "preset: quick\nset: {data: grain}")
+    assert main(["plan", "toys.yaml", where]) == 2
+    assert capsys.readouterr().err.startswith("toys.yaml:4: ")
+
+
+def test_profile__of_a_home_that_cannot_be_looked_into_is_none(lab, capsys, monkeypatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert main(["status", "toys.yaml"]) == 0
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("command", ["status", "table", "why", "plan"])
 def test_reading__does_without_data_that_the_last_run_had(
     command, lab, caplog, monkeypatch, capsys

@@ -229,6 +229,13 @@ class Jobs:
         return "[0/4] slow, seed 0: train began\n[0/4] too slow, seed 0: train began\nfast: x\n"
 
 
+class Away(Jobs):
+    """A cluster that does not answer any more."""
+
+    def look(self, job: str) -> None:
+        raise LostPlaceError("The head does not answer.")
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablation.executors.jobs.Jobs.at", lambda _: Jobs())
@@ -290,7 +297,7 @@ def test_stop__of_a_study_ends_all_that_run_it(lab, capsys, cluster):
     first, second, third = submitted(lab), submitted(lab), submitted(lab, code=0)
     shown = said(capsys, "stop", "toys")
     assert stopped(lab) == [first, second]
-    assert all(f"{name} saves and ends." in shown for name in (first, second))
+    assert f"{first}, {second}: saves and ends." in shown
     assert f"{third} has ended already, with 0." in said(capsys, "stop", third, code=2)
 
 
@@ -329,3 +336,21 @@ def test_submit__is_kept_where_the_cluster_is_lost_at_that_moment(
     assert (
         f"The head does not answer. {sent.id} waits: `ablation queue` gives it a driver." in shown
     )
+
+
+def test_stop__is_kept_where_the_cluster_does_not_answer(lab, capsys, cluster, monkeypatch):
+    name = submitted(lab)
+    monkeypatch.setattr("ablation.executors.jobs.Jobs.at", lambda _: Away())
+    shown = said(capsys, "stop", name, code=75)
+    assert f"The head does not answer. It is kept that {name} must end" in shown
+    assert stopped(lab) == [name]
+
+
+def test_logs__of_a_cell_are_those_of_its_study(lab, capsys, cluster, monkeypatch):
+    submitted(lab, "blocks")
+    line = "[0/4] slow, seed 0: train began\n"
+    text = f"toys:\n{line}blocks:\n{line}{line}toys:\n{line}"  # begun again
+    monkeypatch.setattr(Jobs, "logs", lambda self, job: text)
+    assert said(capsys, "logs", "toys", "slow") == 2 * line
+    assert said(capsys, "logs", "blocks", "slow") == 2 * line
+    assert said(capsys, "logs", "toys") == text

@@ -9,12 +9,13 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import fs as arrow_fs
 
-__all__ = ["ANSWER_S", "TRIES", "has_keys", "masked", "public", "reach"]
+__all__ = ["ANSWER_S", "TRIES", "folder_at", "has_keys", "masked", "public", "reach"]
 
 ANSWER_S = 10.0
 """An S3 server that is silent for so long is asked again."""
@@ -33,6 +34,14 @@ _SECRETS = (
 )
 _FORGOTTEN = {"smart_defaults", "tls_ca_dir_path", "tls_verify_certificates"}
 """Options of an S3 address that do not survive pickling, so that workers would go without them."""
+
+
+def folder_at(text: str | Path) -> Path:
+    """A folder whose `~` is somebody's home; of nobody whom this machine knows it is a name."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def reach(uri: str) -> tuple[Any, str]:

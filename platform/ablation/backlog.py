@@ -6,13 +6,19 @@ from statistics import mean
 
 from ablation.attempts import Attempt
 from ablation.cells import Begun, Cell, Failed, Finished, Standing, Stopped
+from ablation.claims import Claim, claims_at
 from ablation.lease import BEAT_S
 from ablation.ledger import Ledger
 from ablation.plan import Plan
+from ablation.provenance import now_ms
+from ablation.stage_folder import StageFolder
 from ablation.stops import standings_of
 from ablation.why import span, took_s, work_lost
 
 __all__ = ["Progress", "progress"]
+
+_SILENT_S = 300.0
+"""Who has said nothing for so long, by the clocks of both, counts as running no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +59,21 @@ class Progress:
 def progress(plan: Plan, ledger: Ledger) -> Progress:
     """How far a study is, by the ledger alone."""
     standings, tries = standings_of(plan, ledger), ledger.tries(plan.stages)
-    beats = {
-        digest: ledger.stage(digest).beats()
-        for digest, standing in standings.items()
-        if not isinstance(standing, Finished | Failed)
+    unended = [
+        d for d, standing in standings.items() if not isinstance(standing, Finished | Failed)
+    ]
+    claims = {digest: _claims(ledger.stage(digest)) for digest in unended}
+    lately = now_ms() - 1000 * _SILENT_S
+    working = {
+        digest for digest, each in claims.items() if any(claim.now_ms > lately for claim in each)
     }
-    working = {digest for digest, counts in beats.items() if counts}
     worked_s = {
-        digest: sum(map(took_s, each)) + BEAT_S * sum(beats.get(digest, {}).values())
+        digest: sum(map(took_s, each)) + BEAT_S * sum(c.beat for c in claims.get(digest, ()))
         for digest, each in tries.items()
     }
     states = [_state(cell, standings, working) for cell in plan.cells]
     lost = work_lost(tries)
-    unended = sum(each[-1].ended in ("lost", "preempted") for each in tries.values() if each)
+    open_ = sum(each[-1].ended in ("lost", "preempted") for each in tries.values() if each)
     running = states.count("running")
     return Progress(
         cells=len(states),
@@ -75,18 +83,25 @@ def progress(plan: Plan, ledger: Ledger) -> Progress:
         running=running,
         worked_s=sum(worked_s.values()),
         trained_s=sum(worked_s[d] for d, stage in plan.stages.items() if stage.kind == "train"),
-        recoveries=lost.interruptions - unended,
+        recoveries=lost.interruptions - open_,
         left_s=_left_s(plan, standings, tries, running),
     )
+
+
+def _claims(stage: StageFolder) -> list[Claim]:
+    """Of those who say that they are at work there; they may be dead."""
+    claims = claims_at(stage.storage, stage.at("lease")).values()
+    return [claim for claim in claims if not claim.over]
 
 
 def _state(cell: Cell, standings: Mapping[str, Standing], working: set[str]) -> str:
     if cell.finished(standings):
         return "done"
-    if cell.ended(standings):
-        stopped = any(isinstance(standings[stage.digest], Stopped) for stage in cell)
-        return "stopped" if stopped else "failed"
-    return "running" if any(stage.digest in working for stage in cell) else "waiting"
+    if any(isinstance(standings[stage.digest], Stopped) for stage in cell):
+        return "stopped"
+    if any(stage.digest in working for stage in cell):
+        return "running"
+    return "failed" if cell.ended(standings) else "waiting"
 
 
 def _left_s(
@@ -100,7 +115,7 @@ def _left_s(
     for digest, stage in plan.stages.items():
         if isinstance(standings[digest], Finished) and tries[digest]:
             took.setdefault(stage.name, []).append(sum(map(took_s, tries[digest])))
-    unended = [cell for cell in plan.cells if not cell.ended(standings)]
+    unended = [cell for cell in plan.cells if not cell.idle(standings)]
     left_s = 0.0
     for stage in {stage.digest: stage for cell in unended for stage in cell}.values():
         match standings[stage.digest]:

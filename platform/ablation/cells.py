@@ -70,6 +70,12 @@ class Cell:
         """Whether all its stages ended well."""
         return all(isinstance(standings[stage.digest], Finished) for stage in self)
 
+    def idle(self, standings: "Mapping[str, Standing]") -> bool:
+        """Whether no stage of it can be at work any more; one may be beside another that failed."""
+        first, *others = (standings[stage.digest] for stage in self)
+        over = all(isinstance(each, Finished | Failed | Stopped) for each in others)
+        return isinstance(first, Failed | Stopped) or (isinstance(first, Finished) and over)
+
     def ended(self, standings: "Mapping[str, Standing]") -> bool:
         """Whether nothing more is to come of it: a stage failed or was stopped, or all finished."""
         over = any(isinstance(standings[stage.digest], Failed | Stopped) for stage in self)

@@ -139,14 +139,17 @@ def _supervise(arguments: Sequence[str]) -> int:
     return supervise([sys.executable, "-P", "-m", "ablation.supervised", *rest], _say)
 
 
-def _runs(options: argparse.Namespace, profile: Profile, *, anew: bool = False) -> Iterator["Run"]:
+def _runs(
+    options: argparse.Namespace, profile: Profile, *, anew: bool = False, looks: bool = False
+) -> Iterator["Run"]:
     """A run for each study, one after the other; all are checked before the first begins.
 
-    What was stopped of them is wanted again where they are run `anew`.
+    What was stopped is wanted again if they are run `anew`; who only `looks` needs no data.
     """
     from ablation.running import Run
 
-    plans, ledger = planned(include(options.study), profile), ledger_of(profile)
+    ledger = ledger_of(profile)
+    plans = planned(include(options.study), profile, before=ledger if looks else None)
     inline = getattr(options, "inline", False)
     check_names(ledger, [asked.study for asked, _ in plans])
     name = run_name(inline=inline)
@@ -167,8 +170,7 @@ def _runs(options: argparse.Namespace, profile: Profile, *, anew: bool = False) 
 
 
 def _finish(options: argparse.Namespace, profile: Profile) -> int:
-    anew = AGAIN not in os.environ
-    return max([_finish_one(run) for run in _runs(options, profile, anew=anew)])
+    return max(_finish_one(run) for run in _runs(options, profile, anew=AGAIN not in os.environ))
 
 
 def _finish_one(run: "Run") -> int:
@@ -216,9 +218,8 @@ def _why(options: argparse.Namespace) -> int:
     profile = profile_of(options)
     ledger = ledger_of(profile)
     asked, _ = planned_one(options.study, profile, before=ledger)
-    found = asked.called(options.cell)
     standings, tries = standings_of(asked, ledger), ledger.tries(asked.stages)
-    for cell in found:
+    for cell in asked.called(options.cell):
         print(plain("\n".join(story(cell, asked.cells, standings, tries))))
     return 0
 
@@ -247,7 +248,7 @@ def _verify_resume(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
-    return max([0 if run.sync() else 1 for run in _runs(options, profile_of(options))])
+    return max(0 if run.sync() else 1 for run in _runs(options, profile_of(options), looks=True))
 
 
 def _failed(standings: Mapping[str, Standing]) -> int:

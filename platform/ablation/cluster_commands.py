@@ -85,11 +85,17 @@ def logs(options: argparse.Namespace) -> int:
 
     profile = profile_of(options)
     submission = _found(options.name, profile)[-1]
-    cells = _asked(options.name, profile)[0].called(options.cell) if options.cell else []
-    titles = "|".join(re.escape(plain(cell.title)) for cell in cells)
     said = plain(Jobs.at(dashboard_of(profile)).logs(submission.job))
+    if not options.cell:
+        print(said, end="")
+        return 0
+    asked, _ = _asked(options.name, profile)
+    titles = "|".join(re.escape(plain(cell.title)) for cell in asked.called(options.cell))
+    study = submission.studies[0]
     for line in said.splitlines(keepends=True):
-        if not cells or re.match(rf"(\[\d+/\d+\] )?({titles}): ", line):
+        if line.removesuffix(":\n") in submission.studies:  # where another of several begins
+            study = line.removesuffix(":\n")
+        elif study == asked.study.name and re.match(rf"(\[\d+/\d+\] )?({titles}): ", line):
             print(line, end="")
     return 0
 
@@ -108,10 +114,14 @@ def stop(options: argparse.Namespace) -> int:
         raise InputError(f"{found[-1].id} has ended already, with {found[-1].code}.")
     if any(len(each.studies) > 1 and each.id != options.name for each in found):
         return _stop_cells(options, profile)  # and not what was submitted with the study
-    jobs, storage = Jobs.at(dashboard_of(profile)), ledger_of(profile).storage
-    for submission in found:
-        end(submission, jobs, storage)
-        print(f"{submission.id} saves and ends. `ablation submit` goes on from there.")
+    names = ", ".join(each.id for each in found)
+    connect, storage = partial(Jobs.at, dashboard_of(profile)), ledger_of(profile).storage
+    try:
+        end(found, connect, storage)
+    except (PlaceError, LostPlaceError) as error:
+        _tell(f"{error} It is kept that {names} must end: no other driver begins.")
+        return os.EX_TEMPFAIL if isinstance(error, LostPlaceError) else 2
+    print(f"{names}: saves and ends. `ablation submit` goes on from there.")
     return 0
 
 
@@ -121,7 +131,7 @@ def _stop_cells(options: argparse.Namespace, profile: Profile) -> int:
     asked, standings = _asked(options.name, profile)
     study = asked.study.name
     cells = asked.called(options.cell) if options.cell else asked.cells
-    titles = [cell.title for cell in cells if not (standings and cell.ended(standings))]
+    titles = [cell.title for cell in cells if not (standings and cell.idle(standings))]
     if not titles:
         what = f"{options.cell} of {study}" if options.cell else study
         raise InputError(f"{what} must not have ended to be stopped, and has.")

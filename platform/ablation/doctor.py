@@ -120,7 +120,7 @@ def _mlflow(profile: Profile, local: Path | None) -> Finding:
 
 def _cluster(profile: Profile, questions: Questions, mine: Mapping[str, str]) -> Iterator[Finding]:
     """Of the cluster, asked from here where this is a node of it, else by a job on it."""
-    if profile.address in ("local", "auto"):
+    if profile.address in ("local", "auto") and not profile.dashboard:
         yield from _nodes(profile, questions, mine)
         return
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ablation.address import public
+from ablation.address import folder_at, public
 from ablation.layout import Layout
 from ablation.problems import Problem, StudyError
 from ablation.protocol import Place
@@ -115,7 +115,7 @@ class Profile:
     def place(self) -> Place:
         """What a stage is told."""
         # Absolute, since a worker's working folder is not the driver's.
-        data = {name: Path(folder).expanduser().absolute() for name, folder in self.data.items()}
+        data = {name: folder_at(at).absolute() for name, at in self.data.items()}
         return Place(
             data=data,
             threads=self.cpus_per_worker,
@@ -184,9 +184,9 @@ def _from_file(path: Path) -> Profile:
     if problems or document.problems:
         raise StudyError([*document.problems, *problems])
     here = path.parent
-    data = {name: str(here / Path(at).expanduser()) for name, at in profile.data.items()}
+    data = {name: str(here / folder_at(at)) for name, at in profile.data.items()}
     is_folder = "storage" in content and "://" not in profile.storage
-    storage = str(here / Path(profile.storage).expanduser()) if is_folder else profile.storage
+    storage = str(here / folder_at(profile.storage)) if is_folder else profile.storage
     return replace(profile, data=data, storage=storage)
 
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,9 +49,11 @@ def _usual_file() -> Path | None:
     """The profile of whoever names none: ABLATION_PROFILE, or that of the configuration folder."""
     if named := os.environ.get("ABLATION_PROFILE"):
         return Path(named)
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    file = folder / "ablation" / "profile.yaml"
-    return file if file.exists() else None
+    with suppress(OSError, RuntimeError):
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        file = folder / "ablation" / "profile.yaml"
+        return file if file.exists() else None
+    return None  # of a home that is not known, or that belongs to somebody else
 
 
 def ledger_of(profile: Profile) -> Ledger:

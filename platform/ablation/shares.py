@@ -10,7 +10,7 @@ _NOTHING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimant:
-    """A driver: how urgent its studies are, how many of its cells could be at work now.
+    """A driver: how urgent its studies are, how many of its cells could be at work, and are now.
 
     The cluster holds `slots` of them at a time, where it has nothing else to do.
     """
@@ -19,14 +19,14 @@ class Claimant:
     priority: int = 0
     wants: int
     slots: int
+    at_work: int = 0
 
 
 def shares(claimants: Sequence[Claimant]) -> dict[str, int]:
     """How many cells of each may be at work, by name.
 
     Who is more urgent takes all that it wants before others. Among equals the next cell is always
-    one of whoever has the smallest part of the cluster, at first of who came first: `claimants` are
-    in that order.
+    one of whoever has the smallest part of the cluster, of equal parts whoever stands first.
     """
     left, got = 1.0, dict.fromkeys((each.name for each in claimants), 0)
     for priority in sorted({each.priority for each in claimants}, reverse=True):

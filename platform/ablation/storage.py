@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pyarrow import fs as arrow_fs
 
-from ablation.address import masked, public, reach
+from ablation.address import folder_at, masked, public, reach
 from ablation.patience import IMPATIENT, Patience
 
 __all__ = ["LostStorageError", "Storage", "StorageError", "Stored", "stored_of"]
@@ -84,7 +84,7 @@ class Storage:
 
     @classmethod
     def _at(cls, folder: Path) -> "Storage":
-        folder = folder.expanduser().absolute()
+        folder = folder_at(folder).absolute()
         files = arrow_fs.LocalFileSystem()
         return cls(files=files, root=str(folder), uri=str(folder), local=folder)
 

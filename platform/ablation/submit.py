@@ -253,12 +253,19 @@ def _keep_one(
         say(f"{submission.id} has ended with {now.code}.")
 
 
-def stop(submission: Submission, jobs: Jobs, storage: Storage) -> Submission:
-    """Have a submission's driver save and end, and submit it no more."""
-    ask_to_stop(storage, submission)
+def stop(
+    submissions: Sequence[Submission], connect: Callable[[], Jobs], storage: Storage
+) -> list[Submission]:
+    """Have the drivers of submissions save and end, and submit these no more.
+
+    That is kept also where the cluster cannot be told, which raises PlaceError or LostPlaceError.
+    """
+    for submission in submissions:
+        ask_to_stop(storage, submission)
     # Whoever has written down another driver is read here, and whoever does so now reads the above.
-    submission = reread(storage, submission)
-    found = jobs.look(submission.job)
-    if found is not None and not found.over:
-        jobs.stop(submission.job)
-    return submission
+    now, jobs = [reread(storage, submission) for submission in submissions], connect()
+    for submission in now:
+        found = jobs.look(submission.job)
+        if found is not None and not found.over:
+            jobs.stop(submission.job)
+    return now

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 
 from ablation.backlog import Progress, progress
+from ablation.cells import Failed, Finished
 from ablation.executors.inline import run_inline
 from ablation.lease import Lease, acquire
 from ablation.ledger import Ledger
 from ablation.protocol import Place
+from ablation.provenance import now_ms
 from ablation.stops import stop_cells
 from ablation.testing import ToyTrainer, ignore, paced, stop_after
 
@@ -53,7 +55,7 @@ def test_progress__counts_cells_as_they_come(toy_plan, ledger):
 def test_progress__a_cell_runs_while_somebody_holds_a_stage_of_it(toy_plan, ledger):
     plan = toy_plan()
     stage = ledger.stage(plan.cells[1].stages[0].digest)
-    held = acquire(stage.storage, stage.at("lease"), run="a", now_ms=lambda: 0, beat_s=0.1)
+    held = acquire(stage.storage, stage.at("lease"), run="a", now_ms=now_ms, beat_s=0.1)
     assert isinstance(held, Lease)
     end = time.monotonic() + 60
     while not (found := progress(plan, ledger)).worked_s and time.monotonic() < end:
@@ -62,6 +64,38 @@ def test_progress__a_cell_runs_while_somebody_holds_a_stage_of_it(toy_plan, ledg
     assert found.worked_s == found.trained_s > 0, "its beats count, for its attempt has no end"
     held.release()
     assert progress(plan, ledger).running == 0
+
+
+def test_progress__who_has_said_nothing_for_long_runs_no_more(toy_plan, ledger):
+    plan = toy_plan()
+    stage = ledger.stage(plan.cells[1].stages[0].digest)
+    held = acquire(
+        stage.storage, stage.at("lease"), run="a", now_ms=lambda: now_ms() - 400_000, beat_s=0.1
+    )
+    assert isinstance(held, Lease)
+    assert progress(plan, ledger).running == 0
+    held.release()
+
+
+def test_progress__a_cell_runs_beside_an_evaluation_of_it_that_failed(toy_plan, ledger):
+    plan = toy_plan(**{"evaluate: [score]": "evaluate: [{score: {fail_at: 1}}, probe]"})
+    first, second = plan.cells[:2]
+    run(plan, ledger, [first, second])
+    train, score, probe = (ledger.stage(stage.digest) for stage in first)
+    assert isinstance(score.outcome(), Failed)
+    assert isinstance(probe.outcome(), Finished)
+    assert first.idle(ledger.standings(plan.stages))
+    probe.storage.remove(probe.at(""))
+    assert not first.idle(ledger.standings(plan.stages))
+    found = progress(plan, ledger)
+    assert (found.running, found.failed) == (0, 2)
+    held = acquire(probe.storage, probe.at("lease"), run="a", now_ms=now_ms, beat_s=0.1)
+    assert isinstance(held, Lease)
+    found = progress(plan, ledger)
+    assert (found.running, found.failed) == (1, 1)
+    held.release()
+    train.storage.remove(train.at(""))
+    assert not first.idle(ledger.standings(plan.stages)), "it is trained again"
 
 
 def test_progress__knows_what_is_left_by_what_others_took(toy_plan, ledger):

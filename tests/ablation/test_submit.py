@@ -236,7 +236,7 @@ def test_bring__knows_what_others_did_since_it_was_read(storage):
 def test_stop__ends_it_for_good(storage):
     cluster = Cluster()
     sent, _ = bring(submission(), cluster, storage)
-    stopped = stop(sent, cluster, storage)
+    (stopped,) = stop([sent], lambda: cluster, storage)
     (kept,) = find_submissions(storage)
     assert kept == stopped
     over, _ = bring(stopped, cluster, storage)
@@ -247,7 +247,7 @@ def test_stop__ends_it_for_good(storage):
 def test_stop__counts_where_the_cluster_is_lost_afterwards(storage):
     cluster = Cluster()
     sent, _ = bring(submission(), cluster, storage)
-    stopped = stop(sent, cluster, storage)
+    (stopped,) = stop([sent], lambda: cluster, storage)
     cluster.known.clear()
     assert bring(stopped, cluster, storage)[0].code == 130
 
@@ -256,10 +256,23 @@ def test_stop__counts_where_another_driver_is_written_down_in_the_same_moment(st
     cluster = Cluster()
     sent, _ = bring(submission(), cluster, storage)
     cluster.begin_anew()
-    cluster.meanwhile = lambda: stop(sent, cluster, storage)
+    cluster.meanwhile = lambda: stop([sent], lambda: cluster, storage)
     again, job = bring(sent, cluster, storage)
     assert (again.job, again.stopped, job) == (f"{sent.id}-2", True, ended(None, "stopped"))
     assert bring(again, cluster, storage)[0].code == 130
+
+
+def test_stop__is_kept_where_the_cluster_cannot_be_told(storage):
+    cluster = Cluster()
+    sent = [bring(submission([name]), cluster, storage)[0] for name in "ab"]
+
+    def away() -> Cluster:
+        raise PlaceError("nobody listens.")
+
+    with pytest.raises(PlaceError):
+        stop(sent, away, storage)
+    cluster.begin_anew()
+    assert [bring(each, cluster, storage)[0].code for each in sent] == [130, 130]
 
 
 def test_stop__knows_the_driver_that_another_command_has_given_it(storage):
@@ -267,14 +280,14 @@ def test_stop__knows_the_driver_that_another_command_has_given_it(storage):
     sent, _ = bring(submission(), cluster, storage)
     cluster.begin_anew()
     again, _ = bring(sent, cluster, storage)
-    assert stop(sent, cluster, storage) == replace(again, stopped=True)
+    assert stop([sent], lambda: cluster, storage) == [replace(again, stopped=True)]
     assert cluster.known == {again.job: ended(None, "stopped")}
 
 
 def test_bring__asks_a_driver_to_end_that_has_not_heard_of_it(storage):
     cluster = Cluster()
     sent, _ = bring(submission(), cluster, storage)
-    stop(sent, Cluster(), storage)
+    stop([sent], Cluster, storage)
     assert bring(sent, cluster, storage)[0].stopped
     assert cluster.known == {sent.job: ended(None, "stopped")}
 

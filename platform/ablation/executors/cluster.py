@@ -80,7 +80,7 @@ def run_cluster(
         )
         before, idle = None, 0
         while waiting and not stop_asked() and not should_stop():
-            lost = _round(_groups(waiting), job, stop_asked)
+            lost = _round(_groups(waiting), job, stop_asked, stopped)
             standings = ledger.standings(stage.digest for cell in waiting for stage in cell)
             left = as_stopped(standings, waiting, stopped())
             waiting = [cell for cell in waiting if not cell.ended(left)]
@@ -107,16 +107,21 @@ def _others_at_work(folders: Sequence[StageFolder], stop_asked: Callable[[], boo
     return False
 
 
-def _round(groups: Sequence[Sequence[Cell]], job: Job, over: Callable[[], bool]) -> dict[str, str]:
+def _round(
+    groups: Sequence[Sequence[Cell]],
+    job: Job,
+    stop_asked: Callable[[], bool],
+    stopped: Callable[[], frozenset[str]],
+) -> dict[str, str]:
     """Give every training a trial and wait for all; why some came no further."""
-    layout = job.layout
+    layout, heads = job.layout, [group[0].stages[0].digest for group in groups]
     turns = Turns(
         len(groups),
         name=job.terms.driver,
         priority=job.terms.priority,
         most=layout.concurrency,
         slots=partial(slots, layout),
-        over=over,
+        over=lambda at: stop_asked() or stopped().issuperset(heads[at:]),
     )
     sweep()
     with scratch_folder() as scratch, turns:

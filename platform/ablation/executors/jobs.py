@@ -156,8 +156,9 @@ def _token() -> dict[str, str] | None:
     """The header that shows the cluster's token, from where Ray looks for it."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token:
-        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # of a home that is not known
+            named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+            file = Path(named or Path.home() / ".ray" / "auth_token")
             token = file.read_text(encoding="utf-8")
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else None
 

@@ -4,6 +4,7 @@ They meet at an actor on the head. It can be lost with the head, for every drive
 again what it wants; one that says nothing for some seconds has ended.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -29,26 +30,37 @@ class Meeting:
 
     def __init__(self) -> None:
         self._claimants: dict[str, tuple[float, Claimant]] = {}
+        self._since: dict[str, float] = {}
+        """From when on a driver has wanted a cell and had none."""
 
     def ask(self, claimant: Claimant) -> int:
         """How many cells a driver may have at work."""
         now = time.monotonic()
         self._claimants[claimant.name] = (now, claimant)  # a known name keeps its place
+        if claimant.wants and not claimant.at_work:
+            self._since.setdefault(claimant.name, now)
+        else:
+            self._since.pop(claimant.name, None)
         for name, (heard, _) in [*self._claimants.items()]:
             if now - heard > _SILENT_S:
-                del self._claimants[name]
-        return shares([each for _, each in self._claimants.values()])[claimant.name]
+                self.leave(name)
+        # Where there is no part for all, the longest without one comes next: so it goes around.
+        every = [each for _, each in self._claimants.values()]
+        every.sort(key=lambda each: self._since.get(each.name, math.inf))
+        return shares(every)[claimant.name]
 
     def leave(self, name: str) -> None:
         """Count on a driver no more."""
         self._claimants.pop(name, None)
+        self._since.pop(name, None)
 
 
 class Turns(Searcher):
     """Hands Tune one training after another, as soon as it is this driver's turn.
 
-    `slots` says how many cells the cluster holds, `over` whether none is to begin any more, `most`
-    is how many the driver wants at a time. Its share is asked for in a thread, while it is entered.
+    `slots` says how many cells the cluster holds, `over` whether none from a number on is to begin
+    any more, `most` is how many the driver wants at a time. Its share is asked for in a thread,
+    while it is entered.
     """
 
     def __init__(
@@ -59,7 +71,7 @@ class Turns(Searcher):
         priority: int,
         most: int | None,
         slots: Callable[[], int],
-        over: Callable[[], bool],
+        over: Callable[[int], bool],
     ) -> None:
         super().__init__()
         self._count, self._next, self._at_work = count, 0, set[str]()
@@ -84,7 +96,7 @@ class Turns(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next training, None where it must wait; FINISHED after the last."""
-        if self._next == self._count or self._over():
+        if self._next == self._count or self._over(self._next):
             return Searcher.FINISHED
         if len(self._at_work) >= self._share:
             return None
@@ -114,10 +126,18 @@ class Turns(Searcher):
     def _ask(self) -> int:
         most = max(1, self._count if self._most is None else self._most)
         try:
-            slots = max(1, self._slots())  # of nodes that are to come
-            wants = min(most, self._count - self._next + len(self._at_work))
-            mine = Claimant(name=self._name, priority=self._priority, wants=wants, slots=slots)
-            return int(ray.get(_meeting().ask.remote(mine), timeout=_ANSWER_WITHIN_S))
+            slots, at_work = self._slots(), len(self._at_work)
+            wants = min(most, self._count - self._next + at_work)
+            mine = Claimant(
+                name=self._name,
+                priority=self._priority,
+                wants=wants if slots else 0,
+                slots=max(1, slots),
+                at_work=at_work,
+            )
+            share = int(ray.get(_meeting().ask.remote(mine), timeout=_ANSWER_WITHIN_S))
+            # Where no node has room for a cell, others have all, and one waits for such a node.
+            return share if slots else 1
         except Exception:
             # It is lost with its head, and Ray raises what it likes: this must never wait for ever.
             return self._share or 1
