@@ -67,14 +67,14 @@ def run_cluster(
     """
     terms, waiting, lost = terms or Terms(), list(cells), dict[str, str]()
     ledger = ledger.patient(terms.patience_s, _log.warning)
-    with listening(observe) as events, _posting(stop_asked, stopped) as board, _watching(layout):
+    with listening(observe) as inbox, _posting(stop_asked, stopped) as board, _watching(layout):
         job = Job(
             trainer=trainer,
             ledger=ledger,
             place=place,
             layout=layout,
             terms=terms,
-            events=events,
+            inbox=inbox,
             board=board,
             should_stop=should_stop,
         )

@@ -1,8 +1,8 @@
 """Word between workers and the driver, by way of actors on the head node.
 
-Events go to the driver through a queue. On a board the driver posts who shall stop, and the workers
-of a group post what they know of their machines' end, and whose exception came first. All of it can
-be lost with the node that carries it; the ledger is the truth, so nobody minds.
+Events go to the driver through an inbox. On a board the driver posts who shall stop, and the
+workers of a group post what they know of their machines' end, and whose exception came first. All
+of it can be lost with the node that carries it; the ledger is the truth, so nobody minds.
 """
 
 import logging
@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
-from ray.util.queue import Empty, Queue
 
 from ablation.events import Event, Observe
 
-__all__ = ["ON_HEAD", "Board", "Sender", "Word", "listening", "new_board"]
+__all__ = ["ON_HEAD", "Board", "Inbox", "Sender", "Word", "listening", "new_board"]
 
 ON_HEAD = {"node:__internal_head__": 0.001}
 """A trace of a resource that only a cluster's head node has."""
@@ -33,15 +32,35 @@ _LAST_WORDS = ("finished", "failed", "retried", "interrupted", "busy", "found", 
 """After these a process may end, and what it has not sent by then is gone."""
 
 
+class Inbox:
+    """Events for the driver, each worker's in their order; runs as an actor.
+
+    Ray's own queue does not keep them in order: its actor is asyncio's, and on a busy machine what
+    was sent first is often taken up later.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Keep an event until the driver asks."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """Hand over what has come since the driver asked last."""
+        taken, self._events = self._events, []
+        return taken
+
+
 class Sender:
     """Sends a worker's events to the driver, of progress no more than a person can follow.
 
-    Neither training nor its checkpoints wait for an answer, for a queue whose node has just been
+    Neither training nor its checkpoints wait for an answer, for an inbox whose node has just been
     lost gives none for some time; only a last word is waited for.
     """
 
-    def __init__(self, events: Queue) -> None:
-        self._actor: Any = events.actor
+    def __init__(self, inbox: Any) -> None:
+        self._inbox = inbox
         self._last = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -50,32 +69,32 @@ class Sender:
             if (now := time.monotonic()) - self._last < _PROGRESS_EVERY_S:
                 return
             self._last = now
-        sent = self._actor.put_nowait.remote(event)
+        sent = self._inbox.put.remote(event)
         if event.kind in _LAST_WORDS:
-            with suppress(RayError):  # the queue is lost, and comes back empty
+            with suppress(RayError):  # the inbox is lost, and comes back empty
                 ray.get(sent, timeout=_ANSWER_WITHIN_S)
 
 
 @contextmanager
-def listening(observe: Observe) -> Generator[Queue]:
-    """A queue whose events are passed on to the observer, in a thread, until the block ends."""
-    events = Queue(actor_options=_LASTING)
+def listening(observe: Observe) -> Generator[Any]:
+    """An inbox whose events are passed on to the observer, in a thread, until the block ends."""
+    inbox: Any = ray.remote(Inbox).options(**_LASTING).remote()
     done = threading.Event()
-    thread = threading.Thread(target=partial(_listen, events, observe, done.is_set), daemon=True)
+    thread = threading.Thread(target=partial(_listen, inbox, observe, done.is_set), daemon=True)
     thread.start()
     try:
-        yield events
+        yield inbox
     finally:
         done.set()
         thread.join()
-        events.shutdown(force=True)
+        ray.kill(inbox)
 
 
-def _listen(events: Queue, observe: Observe, done: Callable[[], bool]) -> None:
+def _listen(inbox: Any, observe: Observe, done: Callable[[], bool]) -> None:
     while True:
         last = done()
-        with suppress(RayError, Empty):  # a queue that was lost comes back empty
-            for event in events.get_nowait_batch(events.qsize()):
+        with suppress(RayError):  # an inbox that was lost comes back empty
+            for event in ray.get(inbox.take.remote()):
                 _pass_on(event, observe)
         if last:
             return
@@ -85,7 +104,7 @@ def _listen(events: Queue, observe: Observe, done: Callable[[], bool]) -> None:
 def _pass_on(event: Event, observe: Observe) -> None:
     try:
         observe(event)
-    except (Exception, SystemExit):  # a terminal that is gone, and nobody else reads the queue
+    except (Exception, SystemExit):  # a terminal that is gone, and nobody else reads the inbox
         _log.exception("What happened to %s could not be shown.", event.name)
 
 

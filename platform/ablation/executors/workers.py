@@ -21,7 +21,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-from ray.util.queue import Queue
 
 from ablation.cells import Cell, Failed, Finished
 from ablation.events import Event
@@ -60,7 +59,7 @@ class Job:
     place: Place
     layout: Layout
     terms: Terms
-    events: Queue
+    inbox: Any
     board: Any
     should_stop: Callable[[], bool]
 
@@ -102,7 +101,7 @@ def _bring(cells: Sequence[Cell], job: Job) -> str:
         if _lacks_room(trouble):
             found = "its workers found no room to begin in for a minute"
             paused = partial(Event, digest=first.digest, name=first.name, kind="paused")
-            Sender(job.events)(paused(message=found))
+            Sender(job.inbox)(paused(message=found))
             continue
         # A worker whose peer is lost raises too: only where none was, it is what ended the group.
         raised = _lost_node(on) if _lost_a_worker(trouble) else posted
@@ -203,7 +202,7 @@ def _work(config: Mapping[str, Any]) -> None:
                 trainer=job.trainer,
                 ledger=job.ledger,
                 place=job.place,
-                observe=Sender(job.events) if lead else _silent,
+                observe=Sender(job.inbox) if lead else _silent,
                 should_stop=lambda: post.word.stop or job.should_stop() or grow(),
                 notice=lambda: post.word.notice,
                 terms=job.terms,
