@@ -264,5 +264,19 @@ def test_variables__are_listed_without_values_and_are_no_settings():
     assert not used & settings
 
 
+def test_mlflow__keeps_the_names_that_studies_use_where_others_are_added():
+    environment = services()["mlflow"]["environment"]
+    others = {
+        "ABLATION_MLFLOW_HOSTS": "mlflow.lab:443",
+        "ABLATION_MLFLOW_ORIGINS": "https://mlflow",
+    }
+    for name, usually, added in [
+        ("MLFLOW_SERVER_ALLOWED_HOSTS", "mlflow:5000", "mlflow.lab:443"),
+        ("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "http://mlflow:5000", "https://mlflow"),
+    ]:
+        assert {usually, added} <= {*usual(environment[name], **others).split(",")}
+        assert usually in usual(environment[name]).split(",")
+
+
 def test_docs__are_linked():
     assert "(deploy.md)" in (ROOT / "docs" / "cluster.md").read_text()

@@ -254,3 +254,13 @@ def test_diagnose__knows_another_disk_on_the_head(tmp_path, monkeypatch):
     same = diagnose(replace(here, address="local"), trainer="toy")
     assert [next(same).remedy for _ in range(2)] == ["", ""]
     assert [*findings]
+
+
+def test_diagnose__asks_the_cluster_of_a_dashboard_wherever_this_machine_would_run(
+    tmp_path, monkeypatch
+):
+    """As `submit` does, and as behind a forwarded port."""
+    monkeypatch.setattr("ablation.executors.jobs.Jobs.at", lambda _: Jobs(ALL_WELL, 0))
+    profile = Profile(dashboard="http://127.0.0.1:8265", storage=str(tmp_path))
+    parts = [each.part for each in diagnose(profile, trainer="toy")]
+    assert parts[-2:] == ["on the head, storage", "on the head, node 10.0.0.2"]
