@@ -334,7 +334,7 @@ def test_submit__is_kept_where_the_cluster_is_lost_at_that_moment(
     shown = said(capsys, "submit", "toys.yaml", code=75)
     (sent,) = find_submissions(Storage.open(lab / "results"))
     assert (
-        f"The head does not answer. {sent.id} waits: `ablation queue` gives it a driver." in shown
+        f"The head does not answer. {sent.id} is kept: `ablation queue` gives it a driver" in shown
     )
 
 

@@ -7,10 +7,10 @@ the Ray and the MLflow that are installed.
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ray.scripts import scripts
 
 from ablation.address import has_keys
 from ablation.profile import Profile, load_profile
@@ -45,8 +45,6 @@ def _block(service: str) -> str:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
 def test_compose__fits_its_schema(name):
-    if find_spec("check_jsonschema") is None:
-        pytest.skip("check-jsonschema, which carries the schema, is not installed")
     command = [sys.executable, "-m", "check_jsonschema"]
     command += ["--builtin-schema", "vendor.compose-spec", str(DOCKER / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -192,14 +190,15 @@ def test_ports__there_is_none_of_rays_metrics():
 
 @pytest.mark.parametrize("kind", ["head", "worker"])
 def test_command__is_one_that_this_ray_knows(kind):
-    scripts = pytest.importorskip("ray.scripts.scripts")
     words = [usual(word) for word in services()[kind]["command"]]
     assert words[:2] == ["ray", "start"]
     assert scripts.start.make_context("start", words[2:]).params["block"] is True
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, as its command line is imported
 def test_variables__are_those_that_this_mlflow_knows(monkeypatch):
-    cli = pytest.importorskip("mlflow.cli")
+    from mlflow import cli
+
     environment = services()["mlflow"]["environment"]
     for name, value in environment.items():
         monkeypatch.setenv(name, usual(value))

@@ -3,6 +3,8 @@
 Nothing is started here. kubernetes-validate carries the schemas.
 """
 
+import jsonschema
+import kubernetes_validate
 import pytest
 
 from deployed import KUBERAY, documents, pod_templates, rays, start_params
@@ -15,23 +17,22 @@ TEMPLATES = [(name, part) for name, thing in rays().items() for part in pod_temp
 
 @pytest.mark.parametrize("name", CORE)
 def test_kubernetes__core_objects_fit_their_schemas(name):
-    schemas = pytest.importorskip("kubernetes_validate", reason="it carries the schemas")
     for thing in documents(KUBERAY / f"{name}.yaml"):
-        schemas.validate(thing, KUBERNETES, strict=True)
+        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize(("name", "part"), TEMPLATES)
 def test_kubernetes__pods_of_ray_fit_their_schema(name, part):
-    schemas = pytest.importorskip("kubernetes_validate", reason="it carries the schemas")
     template = pod_templates(rays()[name])[part]
-    schemas.validate({"apiVersion": "v1", "kind": "Pod", **template}, KUBERNETES, strict=True)
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", **template}, KUBERNETES, strict=True
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "schema"), [("raycluster", RAY_CLUSTER), ("rayjob", RAY_JOB)], ids=["cluster", "job"]
 )
 def test_kuberay__has_only_fields_that_kuberay_knows(name, schema):
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(rays()[name], schema)
 
 

@@ -6,12 +6,10 @@ from statistics import mean
 
 from ablation.attempts import Attempt
 from ablation.cells import Begun, Cell, Failed, Finished, Standing, Stopped
-from ablation.claims import Claim, claims_at
 from ablation.lease import BEAT_S
 from ablation.ledger import Ledger
 from ablation.plan import Plan
 from ablation.provenance import now_ms
-from ablation.stage_folder import StageFolder
 from ablation.stops import standings_of
 from ablation.why import span, took_s, work_lost
 
@@ -62,7 +60,7 @@ def progress(plan: Plan, ledger: Ledger) -> Progress:
     unended = [
         d for d, standing in standings.items() if not isinstance(standing, Finished | Failed)
     ]
-    claims = {digest: _claims(ledger.stage(digest)) for digest in unended}
+    claims = {digest: ledger.stage(digest).claims() for digest in unended}
     lately = now_ms() - 1000 * _SILENT_S
     working = {
         digest for digest, each in claims.items() if any(claim.now_ms > lately for claim in each)
@@ -73,7 +71,7 @@ def progress(plan: Plan, ledger: Ledger) -> Progress:
     }
     states = [_state(cell, standings, working) for cell in plan.cells]
     lost = work_lost(tries)
-    open_ = sum(each[-1].ended in ("lost", "preempted") for each in tries.values() if each)
+    not_yet = sum(each[-1].ended in ("lost", "preempted") for each in tries.values() if each)
     running = states.count("running")
     return Progress(
         cells=len(states),
@@ -83,15 +81,9 @@ def progress(plan: Plan, ledger: Ledger) -> Progress:
         running=running,
         worked_s=sum(worked_s.values()),
         trained_s=sum(worked_s[d] for d, stage in plan.stages.items() if stage.kind == "train"),
-        recoveries=lost.interruptions - open_,
+        recoveries=lost.interruptions - not_yet,
         left_s=_left_s(plan, standings, tries, running),
     )
-
-
-def _claims(stage: StageFolder) -> list[Claim]:
-    """Of those who say that they are at work there; they may be dead."""
-    claims = claims_at(stage.storage, stage.at("lease")).values()
-    return [claim for claim in claims if not claim.over]
 
 
 def _state(cell: Cell, standings: Mapping[str, Standing], working: set[str]) -> str:

@@ -66,7 +66,7 @@ def submit(options: argparse.Namespace) -> int:
             return follow(submission, ledger.storage, partial(Jobs.at, at), _pass_on)
         bring(submission, jobs, ledger.storage)
     except (LostPlaceError, StorageError) as error:
-        _tell(f"{error} {submission.id} waits: `ablation queue` gives it a driver.")
+        _tell(f"{error} {submission.id} is kept: `ablation queue` gives it a driver, not `submit`.")
         return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         _tell(f"{submission.id} goes on without you. `ablation stop {submission.id}` ends it.")

@@ -153,10 +153,10 @@ class StageFolder:
         """What changes whenever a worker gets to do anything: has it ended, and how many tries."""
         return self.outcome() is not None, len(self._attempt_numbers())
 
-    def beats(self) -> dict[str, int]:
-        """The beats so far of those who say that they are at work here; they may be dead."""
-        claims = claims_at(self.storage, self.at("lease"))
-        return {name: claim.beat for name, claim in claims.items() if not claim.over}
+    def claims(self) -> list[Claim]:
+        """Of those who say that they are at work here; they may be dead."""
+        claims = claims_at(self.storage, self.at("lease")).values()
+        return [claim for claim in claims if not claim.over]
 
     def journal(self) -> tuple[Record, ...]:
         """The committed record: each step once, in order.

@@ -22,13 +22,13 @@ def claim(name: str, **parts: Any) -> Claim:
     return Claim(name=name, process=Process(host="another", pid=1, born="1"), run="other", **parts)
 
 
-def test_beats__are_of_whoever_has_not_given_up(ledger):
+def test_claims__are_of_whoever_has_not_given_up(ledger):
     stage = ledger.stage("ab" * 8)
-    assert stage.beats() == {}
+    assert stage.claims() == []
     put(stage.storage, stage.at("lease"), claim("000001-aa", over=True))
-    assert stage.beats() == {}
+    assert stage.claims() == []
     put(stage.storage, stage.at("lease"), claim("000002-aa", beat=7))
-    assert stage.beats() == {"000002-aa": 7}
+    assert stage.claims() == [claim("000002-aa", beat=7)]
 
 
 def test_bury__records_what_the_dead_last_claimed(ledger):

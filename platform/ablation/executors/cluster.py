@@ -98,11 +98,11 @@ def run_cluster(
 
 def _others_at_work(folders: Sequence[StageFolder], stop_asked: Callable[[], bool]) -> bool:
     """Whether a claim on a stage beats, or is given up, in the time in which a dead one expires."""
-    first = [folder.beats() for folder in folders]
+    first = [folder.claims() for folder in folders]
     end = time.monotonic() + EXPIRY_S
     while any(first) and not stop_asked() and time.monotonic() < end:
         time.sleep(BEAT_S)
-        if [folder.beats() for folder in folders] != first:
+        if [folder.claims() for folder in folders] != first:
             return True
     return False
 
